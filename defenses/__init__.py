@@ -1,0 +1,1 @@
+"""Defenses that ship with kdbench: one file a method."""

@@ -1,0 +1,46 @@
+"""Nasty Teacher: Ma et al., "Undistillable: Making A Nasty Teacher That CANNOT teach students", ICLR 2021."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.api import Context, Defense, Diverged, NonNegative, Positive, fit, kl, soften
+
+
+@dataclass(frozen=True)
+class Nasty(Defense):
+    """Trains a twin of the victim to keep the labels and to contradict its soft answers (eq. 2).
+
+    min CE(z, y) - omega tau^2 KL(softmax(z / tau) || softmax(z_A / tau)), where the adversary A is the victim itself,
+    frozen, and the twin starts from fresh weights, as the official code does. Defaults: its CIFAR-10 values.
+    Departure: the KL has no upper bound and big twins are known to diverge; after a divergence the training starts
+    once more with gradients clipped to norm `clip`, and writes down guarded = 1. clip = 0 switches this off.
+    """
+
+    tau: Positive = 4.0
+    omega: NonNegative = 0.04
+    clip: NonNegative = 1.0
+
+    def harden(self, victim: nn.Module, ctx: Context) -> nn.Module:
+        try:
+            return self._train(victim, ctx)
+        except Diverged:
+            if not self.clip:
+                raise
+        ctx.log("guarded", 1)
+        return self._train(victim, ctx.training(clip=self.clip))
+
+    def _train(self, victim: nn.Module, ctx: Context) -> nn.Module:
+        twin = ctx.new_student()
+        fit(twin, self.loss, ctx.data.x, (victim, ctx.data.y), ctx)
+        return twin
+
+    def loss(self, z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        """Eq. 2 for logits `z` (N,K) and (adversary's logits (N,K), labels (N,)); the gradient reaches the KL's first slot."""
+        adversary, y = target
+        return F.cross_entropy(z, y) - self.omega * self.contradiction(z, adversary)
+
+    def contradiction(self, z: Tensor, adversary: Tensor) -> Tensor:
+        """tau^2 KL(softmax(z / tau) || softmax(adversary / tau)), nasty first, mean over the batch."""
+        return self.tau**2 * kl(soften(z, self.tau), (adversary / self.tau).log_softmax(dim=1))

@@ -1,0 +1,1 @@
+"""From result files to leaderboards and plots; imports nothing of the runner."""

@@ -1,0 +1,120 @@
+"""A cell's record: one JSON file a cell, all that leaderboards and plots know of a run."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import KdbenchError
+from kdbench.game.fields import build, plain
+
+SCHEMA = 1
+FOLDER = "cells"
+
+
+class Status(StrEnum):
+    """How a cell ended. Bypassed: played, but the defense was not in this attacker's path, so it is not scored by it."""
+
+    DONE = "done"
+    BYPASSED = "bypassed"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Player:
+    """A method in a cell: its label in the benchmark file, the registered method behind it, and its fields."""
+
+    label: str
+    method: str
+    fields: dict[str, Any]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One defense against one attack by one student with one seed; without a defense it is a baseline.
+
+    metrics: fractions, counts and norms under the names of `METRICS`; seconds: by stage kind; owned: the part of the
+    training data that the thief used (fraction, seed). Accuracies are counts over all images of a split, as fractions.
+    """
+
+    suite: str
+    dataset: str
+    dataset_digest: str
+    classes: int
+    victim: str
+    student: str
+    defense: Player | None
+    attack: Player
+    adaptive: bool
+    seed: int
+    threat: dict[str, Any]
+    owned: dict[str, Any]
+    tolerance: float
+    status: Status
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def name(self) -> str:
+        """The cell's file name without its ending; unique in a results folder."""
+        against = self.defense.label if self.defense else f"baseline-{self.owned['fraction']:g}-{self.owned['seed']}"
+        return f"{against}--{self.attack.label}--{self.student.replace(':', '-')}--seed{self.seed}"
+
+
+METRICS = {
+    "victim_acc": "test accuracy of the victim as served to the public",
+    "victim_val_acc": "the same on validation data",
+    "student_acc": "test accuracy of the student",
+    "student_val_acc": "the same on validation data",
+    "agreement": "share of test images on which student and served victim give the same label",
+    "queries": "images that the oracle answered",
+    "transfer": "share of adversarial examples made on the student that fool the victim as served",
+    "victim_adv_fgsm": "adversarial accuracy of the hardened model under FGSM (likewise pgd, autoattack; student_adv_*)",
+    "victim_cw_success": "share of rightly classified images that C&W (L2) fells (likewise student_*)",
+    "victim_cw_l2": "mean L2 norm of the successful C&W perturbations, pixels in [0,1] (likewise student_*)",
+    "victim_sensitivity": "mean |d(sum of logits)/d(pixel)| over the test images (likewise student_*)",
+}
+
+
+def write(cell: Cell, folder: Path) -> Path:
+    """Write `cell` under `folder`; an interrupted run leaves no half-written file."""
+    path = folder / FOLDER / f"{cell.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(plain(cell), indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def read(folder: Path) -> list[Cell]:
+    """All cells under `folder`, in the order of their names. Raises `KdbenchError` when there is none or one is damaged."""
+    paths = sorted((folder / FOLDER).glob("*.json"))
+    if not paths:
+        raise KdbenchError(f"There are no results in {folder}: it has no {FOLDER}/*.json. Run `kdbench run --out {folder}` first.")
+    return [_cell(path) for path in paths]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at `path` in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _cell(path: Path) -> Cell:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KdbenchError(f"{path} is not a result file: {error}.") from None
+    if not isinstance(values, Mapping) or values.get("schema") != SCHEMA:
+        raise KdbenchError(f"{path} has not the result schema {SCHEMA} that this version reads.")
+    return build(Cell, values, str(path))

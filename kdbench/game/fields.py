@@ -1,0 +1,105 @@
+"""Fields: what a person wrote becomes typed values, or one sentence that names the field, the value and what is allowed.
+
+The checking is pydantic's; here are only the field types that methods share and the wording of the sentence.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from enum import Enum
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from annotated_types import Ge, Gt, Le
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from kdbench.errors import KdbenchError, unknown
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Gt(0), Le(1)]
+Share = Annotated[float, Ge(0), Le(1)]
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+
+T = TypeVar("T")
+
+
+class Checked:
+    """A dataclass that checks its fields against their types when it is made.
+
+    Raises `KdbenchError` naming the field, the value and what is allowed.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            adapter = _adapters(type(self))[field.name]
+            value = getattr(self, field.name)
+            try:
+                typed = adapter.validate_python(value, strict=True)
+            except ValidationError as error:
+                raise _sentence(f"{type(self).__name__}.{field.name}", value, error, hints(type(self))[field.name]) from None
+            object.__setattr__(self, field.name, typed)  # 1 given for a float becomes 1.0: equal fields, equal keys
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make `cls` (a dataclass) from plain values as TOML and JSON have them.
+
+    `where` names the place in the user's words ("defense.nasty"). Raises `KdbenchError` for an unknown or ill-typed field.
+    """
+    adapters = _adapters(cls)
+    typed = {}
+    for name, value in values.items():
+        if name not in adapters:
+            raise unknown("field", name, adapters, where)
+        try:
+            typed[name] = adapters[name].validate_json(json.dumps(value, default=str), strict=True)
+        except ValidationError as error:
+            raise _sentence(f"{where}.{name}", value, error, hints(cls)[name]) from None
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in typed and _required(f)]  # type: ignore[arg-type]
+    if missing:
+        raise KdbenchError(f"{where}: the field '{missing[0]}' is missing.")
+    return cls(**typed)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: dataclasses become objects, tuples lists, enums their names in lower case."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name, in order."""
+    types = get_type_hints(cls, include_extras=True)
+    return {f.name: types[f.name] for f in dataclasses.fields(cls)}
+
+
+@lru_cache(maxsize=None)
+def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
+    return {name: _adapter(hint) for name, hint in hints(cls).items()}
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    if dataclasses.is_dataclass(hint):  # its own Checked says what is wrong
+        return TypeAdapter(hint)
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def _required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _sentence(where: str, value: object, error: ValidationError, hint: Any) -> KdbenchError:
+    first = error.errors()[0]
+    inside = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+    allowed = first["msg"].replace("Input should be", "must be").replace("Value error, ", "")
+    if first["type"] == "enum":  # people write enums by name
+        allowed = f"must be one of {', '.join(member.name.lower() for member in hint)}"
+    return KdbenchError(f"{where}{inside} {allowed}, not {value!r}.")

@@ -1,0 +1,131 @@
+"""Who sees what: the ladder of answers, the threat model, and the oracle that enforces it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import Refused
+from kdbench.game.fields import Checked, Count, Share
+
+Service = Callable[[Tensor], Tensor]
+"""Images (N,C,H,W) in [0,1] -> log-probabilities (N,K); -inf marks a withheld class."""
+
+ANSWER_CHUNK = 1024  # images a service is handed at once; bounds memory, not the count
+
+
+class Answers(IntEnum):
+    """What an attacker may see of the victim, ordered from least to most revealed."""
+
+    NOTHING = 0
+    LABEL = 1
+    TOPK = 2
+    PROBS = 3
+    WEIGHTS = 4
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Answers | None":
+        return next((a for a in cls if a.name.lower() == str(value).lower()), None)
+
+
+@dataclass(frozen=True)
+class ThreatModel(Checked):
+    """What this attacker may see, ask and own.
+
+    answers: the grant. topk: classes revealed under the TOPK grant. budget: images the oracle answers at most
+    (None: no limit). data: share of the victim's training images that the attacker owns, class-balanced.
+    labels: whether it owns their labels too.
+    """
+
+    answers: Answers = Answers.PROBS
+    topk: Count = 5
+    budget: Count | None = None
+    data: Share = 1.0
+    labels: bool = True
+
+
+@dataclass
+class Meter:
+    """How many images an oracle has answered; the runner's, so that a resumed theft goes on counting where it was."""
+
+    answered: int = 0
+
+
+class Oracle:
+    """All that an attack gets of the victim: counts every answered image, reveals no more than was granted.
+
+    The service and the model are closed over, not stored: an attack that looks around in the oracle finds neither.
+    """
+
+    def __init__(self, service: Service, threat: ThreatModel, model: nn.Module, meter: Meter | None = None) -> None:
+        meter = meter or Meter()
+
+        def ask(x: Tensor) -> Tensor:
+            _check_images(x)
+            self._afford(len(x), meter)
+            meter.answered += len(x)
+            with torch.no_grad():
+                answers = torch.cat([truncate(service(part), threat) for part in x.split(ANSWER_CHUNK)])
+            return answers.detach()
+
+        def hand_out() -> nn.Module:
+            return copy.deepcopy(model).eval().requires_grad_(False)
+
+        self.threat = threat
+        self._ask, self._hand_out, self._count = ask, hand_out, lambda: meter.answered
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Log-probabilities (N,K), truncated to the grant, for images `x` (N,C,H,W) in [0,1].
+
+        Raises `Refused` before answering when the budget does not cover all of `x`, or nothing was granted.
+        """
+        if self.threat.answers is Answers.NOTHING:
+            raise Refused("asked the victim under a threat model that grants nothing")
+        return self._ask(x)
+
+    @property
+    def answered(self) -> int:
+        """Images answered so far."""
+        return self._count()
+
+    @property
+    def left(self) -> int | None:
+        """Images that the budget still covers; None: no limit."""
+        return None if self.threat.budget is None else self.threat.budget - self.answered
+
+    def model(self) -> nn.Module:
+        """A frozen copy of the hardened model; raises `Refused` unless weights were granted."""
+        if self.threat.answers is not Answers.WEIGHTS:
+            raise Refused(f"asked for the weights, but only {self.threat.answers.name.lower()} were granted")
+        return self._hand_out()
+
+    def _afford(self, images: int, meter: Meter) -> None:
+        budget = self.threat.budget
+        if budget is not None and meter.answered + images > budget:
+            raise Refused(f"asked for {images} answers with {budget - meter.answered} of {budget} left")
+
+
+def truncate(log_p: Tensor, threat: ThreatModel) -> Tensor:
+    """Log-probabilities (N,K) cut down to what `threat` reveals: all, the top k renormalised, or the top label alone."""
+    if threat.answers is Answers.LABEL:
+        return keep_top(log_p, 1)
+    if threat.answers is Answers.TOPK:
+        return keep_top(log_p, threat.topk)
+    return log_p
+
+
+def keep_top(log_p: Tensor, n: int) -> Tensor:
+    """Keep the `n` largest of each row, renormalised; -inf for the rest. By index: ties never enlarge the support."""
+    top = log_p.topk(min(n, log_p.shape[1]), dim=1)
+    kept = torch.full_like(log_p, -torch.inf).scatter(1, top.indices, top.values)
+    return kept.log_softmax(dim=1)
+
+
+def _check_images(x: Tensor) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise Refused(f"an oracle answers float images (N,C,H,W), not {tuple(x.shape)} of {x.dtype}")
+    if len(x) and not (x.amin() >= 0 and x.amax() <= 1):
+        raise Refused("an oracle answers images in [0,1]; these reach outside")

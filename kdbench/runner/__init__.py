@@ -1,0 +1,1 @@
+"""From a benchmark file to results: plan, store, workers."""
