@@ -7,6 +7,9 @@ from collections.abc import Iterable
 class KdbenchError(Exception):
     """The user's mistake, or a rule of the game that was broken; its text is one sentence, shown without a traceback."""
 
+    field: str = ""
+    """The field of a file or a method that is at fault, where there is one."""
+
 
 class Diverged(KdbenchError):
     """A training whose loss is no longer finite: a failed cell with its epoch, not a number."""

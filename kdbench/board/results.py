@@ -68,8 +68,15 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell's file name without its ending; unique in a results folder."""
-        against = self.defense.label if self.defense else f"baseline-{self.owned['fraction']:g}-{self.owned['seed']}"
-        return f"{against}--{self.attack.label}--{self.student.replace(':', '-')}--seed{self.seed}"
+        defense = self.defense.label if self.defense else None
+        owned = self.owned["fraction"], self.owned["seed"]
+        return cell_name(defense, self.attack.label, self.student, self.seed, *owned)
+
+
+def cell_name(defense: str | None, attack: str, student: str, seed: int, fraction: float, subset: int) -> str:
+    """The name of a cell; a baseline's (no defense) says on which part of the data it was trained."""
+    against = defense or f"baseline-{fraction:g}-{subset}"
+    return f"{against}--{attack}--{student.replace(':', '-').replace('/', '-')}--seed{seed}"
 
 
 METRICS = {
@@ -99,7 +106,9 @@ def read(folder: Path) -> list[Cell]:
     """All cells under `folder`, in the order of their names. Raises `KdbenchError` when there is none or one is damaged."""
     paths = sorted((folder / FOLDER).glob("*.json"))
     if not paths:
-        raise KdbenchError(f"There are no results in {folder}: it has no {FOLDER}/*.json. Run `kdbench run --out {folder}` first.")
+        raise KdbenchError(
+            f"There are no results in {folder}: it has no {FOLDER}/*.json. Run `kdbench run --out {folder}` first."
+        )
     return [_cell(path) for path in paths]
 
 

@@ -47,19 +47,26 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     `where` names the place in the user's words ("defense.nasty"). Raises `KdbenchError` for an unknown or ill-typed field.
     """
-    adapters = _adapters(cls)
-    typed = {}
-    for name, value in values.items():
-        if name not in adapters:
-            raise unknown("field", name, adapters, where)
-        try:
-            typed[name] = adapters[name].validate_json(json.dumps(value, default=str), strict=True)
-        except ValidationError as error:
-            raise _sentence(f"{where}.{name}", value, error, hints(cls)[name]) from None
+    typed = {name: _typed(cls, name, value, where) for name, value in values.items()}
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in typed and _required(f)]  # type: ignore[arg-type]
     if missing:
         raise KdbenchError(f"{where}: the field '{missing[0]}' is missing.")
     return cls(**typed)
+
+
+def _typed(cls: type, name: str, value: object, where: str) -> Any:
+    adapters = _adapters(cls)
+    if name not in adapters:
+        raise _blaming(name, unknown("field", name, adapters, where))
+    try:
+        return adapters[name].validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        raise _blaming(name, _sentence(f"{where}.{name}", value, error, hints(cls)[name])) from None
+
+
+def _blaming(field: str, error: KdbenchError) -> KdbenchError:
+    error.field = field
+    return error
 
 
 def plain(value: Any) -> Any:

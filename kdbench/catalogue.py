@@ -1,0 +1,99 @@
+"""What there is to play with: `kdbench list` and `kdbench show`."""
+
+import dataclasses
+import inspect
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from kdbench import registry
+from kdbench.errors import KdbenchError
+from kdbench.game.fields import hints
+from kdbench.game.methods import Attack, Defense
+from kdbench.game.threat import Answers
+from kdbench.runner import suite as suites
+
+PLURALS = {"defense": "defenses", "attack": "attacks", "model": "models", "dataset": "datasets"}
+
+
+def listing(plural: str | None = None) -> list[str]:
+    """A line for each registered name, with its origin and its first sentence; a heading a kind when all are listed.
+
+    A plugin that cannot be imported is a warning and nothing more.
+    """
+    lines: list[str] = []
+    for kind, heading in PLURALS.items():
+        if plural in (None, heading):
+            lines += [*([f"{heading}:"] if plural is None else []), *_entries(kind)]
+    if plural in (None, "suites"):
+        lines += [*(["suites:"] if plural is None else []), *_suites()]
+    return lines
+
+
+def describe(kind: str, name: str) -> str:
+    """Fields with types and defaults, origin, description and citation, what it needs of or does to the threat model."""
+    if kind == "suite":
+        suite = suites.load(name)
+        players = (("defenses", suite.defenses), ("attacks", suite.attacks), ("baselines", suite.baselines))
+        rows = [f"{role}: {', '.join(choice.label for choice in choices)}" for role, choices in players]
+        return "\n".join([f"{name}: {suite.title}", *rows, f"seeds: {len(suite.seeds)}", f"threat: {suite.threat}"])
+    entry = registry.find(kind, name)
+    thing = entry.load()
+    parts = [f"{name}: {entry.target}, from {entry.origin}", _source(thing), inspect.getdoc(thing) or "", *_role(thing)]
+    if dataclasses.is_dataclass(thing) and isinstance(thing, type):
+        parts.append("\n".join(["fields:", *(_fields(thing) or ["  none"])]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _entries(kind: str) -> Iterator[str]:
+    entries = registry.entries(kind)
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        try:
+            first = (inspect.getdoc(entry.load()) or "").partition("\n")[0]
+        except KdbenchError as error:
+            warnings.warn(str(error), stacklevel=2)
+            print(f"Warning: {error}", file=sys.stderr)
+            continue
+        yield f"  {entry.name:{width}}  {entry.origin:14}  {first}"
+
+
+def _suites() -> Iterator[str]:
+    for name in suites.shipped():
+        yield f"  {name}  {suites.load(name).title}"
+
+
+def _source(thing: Any) -> str:
+    """The first line of the method's file: what it is, and the paper."""
+    module = inspect.getmodule(thing)
+    return (inspect.getdoc(module) or "").partition("\n")[0]
+
+
+def _role(thing: Any) -> Iterator[str]:
+    if isinstance(thing, type) and issubclass(thing, Attack):
+        nothing = thing.needs is Answers.NOTHING
+        yield "threat model: needs nothing of the victim (a baseline)" if nothing else f"threat model: needs {thing.needs.name.lower()}"
+    if isinstance(thing, type) and issubclass(thing, Defense):
+        acts = [when for when, acts in (("at training time", thing.harden is not Defense.harden),
+                                        ("when answering", thing.serve is not Defense.serve)) if acts]  # fmt: skip
+        yield f"acts: {' and '.join(acts) or 'never'}" + ("; keeps state" if thing.stateful else "")
+
+
+def _fields(cls: type) -> list[str]:
+    types = hints(cls)
+    return [f"  {f.name}: {_type(types[f.name])} = {_default(f)!r}" for f in dataclasses.fields(cls)]
+
+
+def _default(field: "dataclasses.Field[Any]") -> object:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _type(hint: Any) -> str:
+    """A type in words: the bounds of an annotated one, the values of a literal."""
+    if hasattr(hint, "__metadata__"):
+        bounds = ", ".join(f"{ {'Gt': '>', 'Ge': '>=', 'Lt': '<', 'Le': '<='}[type(b).__name__] } {next(iter(vars(b).values()))}" for b in hint.__metadata__)
+        return f"{_type(get_args(hint)[0])} {bounds}"
+    if get_origin(hint) is None:
+        return str(getattr(hint, "__name__", hint))
+    return str(hint).replace("typing.", "")

@@ -1,0 +1,129 @@
+"""The command line: parses, calls, prints. Heavy imports stand in the commands that need them: --help answers at once."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdbench import __version__
+from kdbench.errors import KdbenchError
+
+DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Group(click.Group):
+    """Turns the user's mistakes into one sentence and exit code 2, and Ctrl-C into 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KdbenchError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(MISTAKE)
+        except KeyboardInterrupt:
+            click.echo(f"\nInterrupted. What was finished is kept; to go on: {_command_line()}", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kdbench")
+def main() -> None:
+    """Defenses against model stealing by knowledge distillation, crossed with the attacks that steal all the same."""
+
+
+def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+_selection = _options(
+    click.option("--defense", "-d", multiple=True, help="Play this defense (repeatable). `none` is always played too."),
+    click.option("--attack", "-a", multiple=True, help="Play this attack (repeatable). Baselines are always played."),
+    click.option("--dataset", help="Play on this data set."),
+    click.option("--student", multiple=True, help="Steal with this network (repeatable)."),
+    click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds."),
+    click.option("--robustness", type=click.Choice(["none", "fast", "full"]), help="How much evasion to measure."),
+    click.option("--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, e.g. attack.kd.temperature=20."),
+)
+_machine = _options(
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
+    click.option("--jobs", "-j", type=click.IntRange(min=1), help="Worker processes; default: one a core."),
+    click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of one worker; part of every key."),
+    click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Where data sets lie."),
+    click.option("--store", type=click.Path(path_type=Path), default=Path("runs/store"), show_default=True, envvar="KDBENCH_STORE"),
+    click.option("--out", type=click.Path(path_type=Path), help="Results folder; default: runs/ and the suite's name."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
+    click.option("--force", is_flag=True, help="Do finished stages again."),
+    click.option("--quiet", "-q", is_flag=True, help="No progress."),
+)
+
+
+@main.command()
+@click.argument("suite", default="digits")
+@_selection
+@_machine
+def run(suite: str, **options: Any) -> None:
+    """Play a benchmark: SUITE is the name of a shipped one or a .toml file; default: digits."""
+    from kdbench.runner import command
+
+    sys.exit(command.run(suite, command.Request(**options)))
+
+
+@main.command(name="list")
+@click.argument("kind", required=False, type=click.Choice(["defenses", "attacks", "models", "datasets", "suites"]))
+def list_(kind: str | None) -> None:
+    """What there is to play with, and where each name comes from."""
+    from kdbench.catalogue import listing
+
+    for line in listing(kind):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["defense", "attack", "model", "dataset", "suite"]))
+@click.argument("name")
+def show(kind: str, name: str) -> None:
+    """A method's fields with types and defaults, its source, its citation, its place in the threat model."""
+    from kdbench.catalogue import describe
+
+    click.echo(describe(kind, name))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(["table", "md", "csv", "json", "html"]), default="table", show_default=True)
+def leaderboard(folder: Path, format_: str) -> None:
+    """Make the leaderboards of a results FOLDER again and print them."""
+    from kdbench.board import report
+
+    click.echo(report.leaderboards(folder, format_))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def plot(folder: Path) -> None:
+    """Draw the plots of a results FOLDER again."""
+    from kdbench.board import plots
+
+    for path in plots.draw(folder, force=True):
+        click.echo(path)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def status(folder: Path) -> None:
+    """How far the run that writes to FOLDER is, what failed and why, what it cost."""
+    from kdbench.runner.command import status as report
+
+    click.echo(report(folder))
+
+
+def _command_line() -> str:
+    return " ".join(["kdbench", *sys.argv[1:]])

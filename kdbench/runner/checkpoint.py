@@ -1,0 +1,89 @@
+"""Checkpoints and weights on disk: tensors as safetensors, the rest as JSON. No pickle is ever written or read."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kdbench.errors import KdbenchError
+
+STATE = "state"
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the parameters and buffers of `model`."""
+    save_tensors(model.state_dict(), path)
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Put the parameters and buffers at `path` into `model`, which is left in eval mode."""
+    model.load_state_dict(load_tensors(path))
+    return model.eval()
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors; shared storage is written out for each name."""
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, metadata)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors onto the CPU."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+
+
+def save_state(state: Any, path: Path) -> None:
+    """Write nested mappings and lists of tensors and plain values, replacing the file in one step."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = _take_out(state, tensors)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    save_tensors(tensors, partial, {STATE: json.dumps(skeleton)})
+    partial.replace(path)
+
+
+def load_state(path: Path) -> Any:
+    """Read what `save_state` wrote; None when the file is absent or unreadable: a checkpoint only saves work."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            skeleton = json.loads(file.metadata()[STATE])
+            return _put_back(skeleton, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):  # pairs: JSON would turn an optimiser's integer keys into strings
+        return {"mapping": [[key, _take_out(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_take_out(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise KdbenchError(f"a checkpoint holds tensors and plain values, not a {type(value).__name__}")
+
+
+def _put_back(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
+    [(kind, value)] = skeleton.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "mapping":
+        return {key: _put_back(item, tensors) for key, item in value}
+    if kind == "list":
+        return [_put_back(item, tensors) for item in value]
+    return value
+
+
+def generator_state(generators: list[torch.Generator]) -> list[Tensor]:
+    """The states of random generators."""
+    return [generator.get_state() for generator in generators]

@@ -1,0 +1,153 @@
+"""What `kdbench run` and `kdbench status` do; what the command line can do, Python can do."""
+
+import hashlib
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdbench.board import results
+from kdbench.errors import KdbenchError
+from kdbench.runner import suite as suites
+from kdbench.runner.plan import Plan
+from kdbench.runner.session import PLAN, Options, Session
+from kdbench.runner.store import Store, read_json
+from kdbench.runner.watch import duration, watcher
+
+DONE, SOME_FAILED = 0, 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `kdbench run`: what to change in the suite, and how to run it."""
+
+    defense: Sequence[str] = ()
+    attack: Sequence[str] = ()
+    dataset: str | None = None
+    student: Sequence[str] = ()
+    seeds: int | None = None
+    robustness: str | None = None
+    changes: Sequence[str] = ()
+    device: str = "auto"
+    jobs: int | None = None
+    threads: int = 1
+    data_dir: Path = Path("data")
+    store: Path = Path("runs/store")
+    out: Path | None = None
+    dry_run: bool = False
+    force: bool = False
+    quiet: bool = False
+
+    def tree(self) -> dict[str, Any]:
+        """What it changes in the benchmark file: dotted path -> value."""
+        named = {
+            "defenses": list(self.defense),
+            "attacks": list(self.attack),
+            "dataset": self.dataset,
+            "student.networks": list(self.student),
+            "seeds": self.seeds,
+            "robustness.level": self.robustness,
+        }
+        chosen = {path: value for path, value in named.items() if value}
+        return chosen | dict(_change(text) for text in self.changes)
+
+
+def run(suite: str, request: Request) -> int:
+    """Play a suite, write and print its results; the exit code."""
+    changes = request.tree()
+    played = suites.with_yardstick(suites.load(suite, changes))
+    session = Session(played, _options(played.name, changes, request), watcher(request.quiet))
+    if request.dry_run:
+        print(describe(session.plan(), session.store, session.jobs))
+        return DONE
+    cells = session.run()
+    return _finish(cells, session.options.out)
+
+
+def describe(plan: Plan, store: Store, jobs: int) -> str:
+    """The plan in words: its unique stages, which of them are cached, the estimated time of the rest."""
+    published = store.published()
+    rows = [f"{'cached' if key in published else 'to do':8}{stage.kind:8}{stage.label}" for key, stage in plan.stages.items()]
+    todo = [stage for key, stage in plan.stages.items() if key not in published]
+    kinds = Counter(stage.kind for stage in plan.stages.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    head = f"{len(plan.cells)} cells, {len(plan.stages)} unique stages ({counts}), {len(todo)} to do"
+    return "\n".join([*rows, head, _estimate(plan, store, published, jobs)])
+
+
+def _estimate(plan: Plan, store: Store, published: set[str], jobs: int) -> str:
+    times: dict[str, list[float]] = {}
+    for key in sorted(published & plan.stages.keys()) + sorted(published - plan.stages.keys())[:200]:
+        times.setdefault(key.split("/")[0], []).append(store.manifest(key)["seconds"])
+    todo = Counter(stage.kind for key, stage in plan.stages.items() if key not in published)
+    unknown = [kind for kind in todo if kind not in times]
+    known = sum(count * sum(times[kind]) / len(times[kind]) for kind, count in todo.items() if kind in times)
+    estimate = f"estimated time: {duration(known / jobs)} with {jobs} workers"
+    return estimate + (f", and stages never timed in this store: {', '.join(unknown)}" if unknown else "")
+
+
+def status(folder: Path) -> str:
+    """How far the run that writes to `folder` is, what failed and why, what it cost."""
+    if not (folder / PLAN).is_file():
+        raise KdbenchError(f"{folder} is not the results folder of a run: it has no {PLAN}.")
+    plan = read_json(folder / PLAN)
+    lines = [*_stages(plan, folder)]
+    if (folder / results.FOLDER).is_dir():
+        cells = results.read(folder)
+        counts = Counter(cell.status.value for cell in cells)
+        lines.append(f"cells: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
+        lines += sorted({f"  {c.status.value}: {c.name}: {c.reason}" for c in cells if c.reason})
+    return "\n".join(lines)
+
+
+def _stages(plan: dict[str, Any], folder: Path) -> list[str]:
+    root = folder / plan["store"]
+    if not root.is_dir():
+        return [f"{len(plan['cells'])} cells planned; the store they were made in is not here"]
+    store = Store(root)
+    published = store.published()
+    done = [stage for stage in plan["stages"] if stage["key"] in published]
+    seconds = sum(store.manifest(stage["key"])["seconds"] for stage in done)
+    lines = [f"stages: {len(done)} of {len(plan['stages'])} done, {duration(seconds)} of work"]
+    running = {s["label"]: store.progress(s["key"]) for s in plan["stages"] if s["key"] not in published}
+    return lines + [f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running.items() if told]
+
+
+def _finish(cells: list[results.Cell], out: Path) -> int:
+    from kdbench.board.report import leaderboards, write_all  # a second of imports that nobody waits for before the run
+
+    write_all(out)
+    print(leaderboards(out, "table"))
+    failed = [cell for cell in cells if cell.status is results.Status.FAILED]
+    for reason, count in Counter(cell.reason for cell in failed).items():
+        print(f"{count} cells failed: {reason}")
+    print(f"Results and leaderboards: {out}\nPlots: {out / 'plots'}")
+    return SOME_FAILED if failed else DONE
+
+
+def _options(name: str, changes: dict[str, Any], request: Request) -> Options:
+    """A changed suite gets a folder of its own: its cells are not those of the suite."""
+    suffix = "-" + hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6] if changes else ""
+    return Options(
+        store=request.store,
+        out=request.out or Path("runs") / f"{name}{suffix}",
+        device=request.device,
+        jobs=request.jobs or 0,
+        threads=request.threads,
+        data_folder=request.data_dir.absolute(),
+        force=request.force,
+    )
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """PATH=VALUE, the value as TOML has it; what is not TOML is a string."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise KdbenchError(f"--set takes PATH=VALUE, such as attack.kd.temperature=20, not '{text}'.")
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value

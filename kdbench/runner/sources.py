@@ -1,0 +1,77 @@
+"""Digests of source code: a stage whose code changed is another stage."""
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import kdbench.game
+from kdbench.errors import KdbenchError
+
+REFEREES = ("referee.py", "robustness.py")
+
+
+def source_digest(thing: Any) -> str:
+    """Digest of the module that defines `thing` and of the siblings that it imports relatively, directly or not.
+
+    Raises `KdbenchError` when there is no source file: such a method could change without anyone noticing.
+    """
+    module = inspect.getmodule(thing)
+    if module is None or not getattr(module, "__file__", None):
+        raise KdbenchError(f"{thing!r} has no source file; methods and networks must come from a module on disk.")
+    return _module_digest(module.__name__, _file(module))
+
+
+@lru_cache(maxsize=None)
+def engine_digest(judging: bool) -> str:
+    """Digest of the rules of the game as far as they shape a stage; the referee's only when it is `judging`."""
+    game = Path(next(iter(kdbench.game.__path__)))
+    runner = Path(__file__).parent / "stages.py"
+    files = sorted(path for path in game.glob("*.py") if judging or path.name not in REFEREES)
+    return _digest([*files, runner])
+
+
+@lru_cache(maxsize=None)
+def _module_digest(name: str, file: Path) -> str:
+    seen: dict[str, Path] = {}
+    todo = [(name, file)]
+    while todo:
+        name, file = todo.pop()
+        if name not in seen:
+            seen[name] = file
+            todo.extend(_siblings(name, file))
+    return _digest(seen[name] for name in sorted(seen))
+
+
+def _siblings(name: str, file: Path) -> list[tuple[str, Path]]:
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    found = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return [(module, path) for module in found if (path := _origin(module))]
+
+
+def _origin(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # a class or function of a module that is not a package
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _file(module: ModuleType) -> Path:
+    return Path(str(module.__file__))
+
+
+def _digest(files: Iterable[Path]) -> str:
+    sha = hashlib.sha256()
+    for file in files:
+        sha.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return sha.hexdigest()[:16]

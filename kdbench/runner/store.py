@@ -1,0 +1,247 @@
+"""The store: a folder of finished stages, safe to share between processes and machines.
+
+<kind>/<digest>/ holds stage.json and the stage's files, renamed into place in one step: what is there is complete and never
+changes. specs/ says what a key means, failures/ what went wrong, claims/ who is at work, work/ holds checkpoints.
+Absent names are looked up by listing, never by stat: a shared folder may remember for a while that a name was absent.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import KdbenchError
+from kdbench.game.fields import plain
+
+KINDS = ("data", "train", "harden", "steal", "score")
+MANIFEST = "stage.json"
+CLAIM_SECONDS = 300  # a claim without a heartbeat for so long is nobody's
+Json = dict[str, Any]
+
+
+def digest(value: object) -> str:
+    """SHA-256 of the canonical JSON of `value`, cut to 128 bits."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Store:
+    """Finished stages under `root`; a key is "<kind>/<digest>"."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        try:
+            for name in (*KINDS, "specs", "failures", "claims", "work", "tmp", "log"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise KdbenchError(f"The store {root} cannot be used: {error.strerror}. Choose another with --store.") from None
+
+    def path(self, key: str) -> Path:
+        """Where the finished stage `key` lies."""
+        return self.root / key
+
+    def published(self) -> set[str]:
+        """The keys of all finished stages."""
+        return {f"{kind}/{name}" for kind in KINDS for name in os.listdir(self.root / kind)}
+
+    def has(self, key: str) -> bool:
+        """Whether the stage `key` is finished."""
+        kind, name = key.split("/")
+        return name in os.listdir(self.root / kind)
+
+    def manifest(self, key: str) -> Json:
+        """stage.json of a finished stage."""
+        return read_json(self.path(key) / MANIFEST)
+
+    def publish(self, key: str, built: Path, manifest: Mapping[str, Any]) -> bool:
+        """Move the folder `built` to its place under `key`; False when somebody else was first and ours is discarded.
+
+        Adds stage.json with the SHA-256 of each file. Files and folders are on disk before the name appears.
+        """
+        token = secrets.token_hex(8)
+        files = {path.name: file_digest(path) for path in sorted(built.iterdir())}
+        write_json(built / MANIFEST, {**manifest, "key": key, "files": files, "token": token})
+        for path in (*built.iterdir(), built):
+            _fsync(path)
+        try:
+            built.rename(self.path(key))
+        except OSError:
+            # A lost reply is not a lost rename: ours is in place if it carries our token.
+            mine = self.has(key) and self.manifest(key)["token"] == token
+            if not mine:
+                shutil.rmtree(built, ignore_errors=True)
+                if not self.has(key):
+                    raise
+            return mine
+        _fsync(self.path(key).parent)
+        return True
+
+    def scratch(self, key: str) -> Path:
+        """A fresh folder beside the stages, to build one in."""
+        name = f"{_flat(key)}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        folder = self.root / "tmp" / name
+        folder.mkdir()
+        return folder
+
+    def workplace(self, key: str) -> Path:
+        """The folder of checkpoints and progress of an unfinished stage."""
+        folder = self.root / "work" / _flat(key)
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def forget_work(self, key: str) -> None:
+        """Remove checkpoints of a finished stage."""
+        shutil.rmtree(self.root / "work" / _flat(key), ignore_errors=True)
+
+    def progress(self, key: str) -> Json:
+        """What an unfinished stage last said of itself: share (0 to 1) and text; empty when nothing."""
+        try:
+            return read_json(self.root / "work" / _flat(key) / "progress.json")
+        except (OSError, ValueError):
+            return {}
+
+    def write_spec(self, key: str, spec: Mapping[str, Any]) -> None:
+        """Say what `key` means, for workers."""
+        write_json(self.root / "specs" / f"{_flat(key)}.json", spec)
+
+    def spec(self, key: str) -> Json:
+        """What `key` means."""
+        return read_json(self.root / "specs" / f"{_flat(key)}.json")
+
+    def fail(self, key: str, report: Mapping[str, Any]) -> None:
+        """Write down why a stage failed; it stays unpublished, so the next run tries it again."""
+        write_json(self.root / "failures" / f"{_flat(key)}.json", report)
+
+    def failure(self, key: str) -> Json | None:
+        """Why the last attempt at `key` failed, if it said so."""
+        path = self.root / "failures" / f"{_flat(key)}.json"
+        return read_json(path) if path.name in os.listdir(path.parent) else None
+
+    def forgive(self, key: str) -> None:
+        """Forget a failure, before another attempt."""
+        (self.root / "failures" / f"{_flat(key)}.json").unlink(missing_ok=True)
+
+    def discard(self, key: str) -> None:
+        """Take a finished stage away (`--force`): renamed first, so that no one sees half of it."""
+        if self.has(key):
+            grave = self.root / "tmp" / f"{_flat(key)}.{secrets.token_hex(4)}.discarded"
+            self.path(key).rename(grave)
+            shutil.rmtree(grave, ignore_errors=True)
+
+    def log_path(self, key: str) -> Path:
+        """Where a worker's own output goes."""
+        return self.root / "log" / f"{_flat(key)}.log"
+
+    @contextmanager
+    def claim(self, key: str) -> Iterator["Claim | None"]:
+        """Hold `key` while working on it; None when somebody alive holds it. Saves work only: correctness never rests on it."""
+        path = self.root / "claims" / _flat(key)
+        mine = _take(path) or (_break_stale(path) and _take(path))
+        try:
+            yield Claim(path) if mine else None
+        finally:
+            if mine:
+                path.unlink(missing_ok=True)
+
+
+class Claim:
+    """A claim that is held; its heartbeat is the file's mtime."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def beat(self) -> None:
+        """Say that the holder is alive."""
+        if self._path.exists():
+            os.utime(self._path)
+
+
+def read_json(path: Path) -> Json:
+    """The JSON object in a file."""
+    value: Json = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace the file at `path` in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    partial.write_text(json.dumps(plain(value), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _flat(key: str) -> str:
+    return key.replace("/", "-")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _take(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return False
+    os.write(handle, f"{socket.gethostname()} {os.getpid()}".encode())
+    os.close(handle)
+    return True
+
+
+def _break_stale(path: Path) -> bool:
+    """Remove a claim whose holder is dead; by renaming, so that only one of several who try succeeds."""
+    try:
+        if not (_holder_is_dead(path) or _silent_seconds(path) > CLAIM_SECONDS):
+            return False
+        broken = path.with_name(f"{path.name}.{secrets.token_hex(4)}.broken")
+        path.rename(broken)
+        broken.unlink()
+    except FileNotFoundError:  # its holder let go meanwhile
+        pass
+    return True
+
+
+def _holder_is_dead(path: Path) -> bool:
+    host, _, pid = path.read_text(encoding="utf-8").partition(" ")
+    if host != socket.gethostname() or not pid:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _silent_seconds(path: Path) -> float:
+    """How long the claim's holder has been silent, by the file server's clock: a probe's mtime, not this machine's time."""
+    probe = path.with_name(f".probe.{secrets.token_hex(4)}")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - path.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def sweep(store: Store, days: float = 7) -> None:
+    """Remove scratch folders and probes that died long ago."""
+    for folder in (store.root / "tmp").iterdir():
+        if time.time() - folder.stat().st_mtime > days * 86400:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,272 @@
+"""A benchmark file, typed: which cells, on what data, under which threat model. Mistakes are named with their line."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from kdbench import registry
+from kdbench.errors import KdbenchError, unknown
+from kdbench.game.fields import Checked, Count, Share, Whole, build, plain
+from kdbench.game.methods import Attack, Defense, Recipe
+from kdbench.game.robustness import Evasion
+from kdbench.game.threat import ThreatModel
+
+Tree = dict[str, Any]
+NO_DEFENSE = "none"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method as a benchmark names it: its label, the registered method behind it, and an instance with its fields."""
+
+    label: str
+    method: str
+    instance: Any
+    origin: str
+
+    @property
+    def fields(self) -> Tree:
+        """All hyper-parameters, defaults included."""
+        values: Tree = plain(self.instance)
+        return values
+
+
+@dataclass(frozen=True)
+class _Rules(Checked):
+    """The plain fields at the top of a benchmark file. tolerance: accuracy that a defense may cost and still be ranked."""
+
+    title: str = ""
+    seeds: Count | tuple[Whole, ...] = 3
+    tolerance: Share = 0.02
+    defenses: tuple[str, ...] = (NO_DEFENSE,)
+    attacks: tuple[str, ...] = ("kd",)
+    baselines: tuple[str, ...] = ("cross-entropy", "label-smoothing", "hard-label")
+
+
+@dataclass(frozen=True)
+class _Sides(Checked):
+    """`[victim]` and `[student]`: the networks; the recipe stands in a table of its own."""
+
+    networks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Who plays whom, on what, under which rules."""
+
+    name: str
+    title: str
+    dataset: Choice
+    seeds: tuple[int, ...]
+    tolerance: float
+    threat: ThreatModel
+    evasion: Evasion
+    victim: str
+    victim_recipe: Recipe
+    students: tuple[str, ...]
+    student_recipe: Recipe
+    defenses: tuple[Choice, ...]
+    attacks: tuple[Choice, ...]
+    baselines: tuple[Choice, ...]
+
+
+TABLES = ("dataset", "threat", "victim", "student", "robustness", "defense", "attack")
+
+
+def shipped() -> list[str]:
+    """Names of the benchmark files that ship with kdbench."""
+    folder = files("kdbench.benchmarks") / "suites"
+    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+
+
+def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
+    """The shipped suite `name`, or the one in the file `name`, with `changes` (dotted path -> value) applied.
+
+    Raises `KdbenchError` with file and line for anything unknown or ill-typed.
+    """
+    file, text = _text(name)
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise KdbenchError(f"{file} is not TOML: {error}.") from None
+    for path, value in (changes or {}).items():
+        _put(tree, path, value)
+    return _Reader(file, text, tree).suite()
+
+
+def _text(name: str) -> tuple[str, str]:
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise KdbenchError(f"There is no benchmark file {name}.")
+        return name, path.read_text(encoding="utf-8")
+    if name not in shipped():
+        raise KdbenchError(f"{unknown('suite', name, shipped())} A path to a .toml file works too.")
+    return f"{name}.toml", (files("kdbench.benchmarks") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _put(tree: Tree, path: str, value: object) -> None:
+    """Set the value at a dotted path, making tables on the way."""
+    *tables, key = path.split(".")
+    for table in tables:
+        tree = tree.setdefault(table, {})
+        if not isinstance(tree, dict):
+            raise KdbenchError(f"'{path}' cannot be set: '{table}' is a value, not a table.")
+    tree[key] = value
+
+
+class _Reader:
+    """Reads one file's tree, and knows the lines to blame."""
+
+    def __init__(self, file: str, text: str, tree: Tree) -> None:
+        self._file, self._text, self._tree = file, text, tree
+
+    def suite(self) -> Suite:
+        rules = self._rules()
+        with self._blame("seeds"):
+            seeds = _seeds(rules.seeds)
+        victims = self._side("victim")
+        if len(victims) != 1:
+            raise KdbenchError(f"{self._file}: victim.network names one network, not {len(victims)}.")
+        suite = Suite(
+            name=Path(self._file).stem,
+            title=rules.title,
+            dataset=self._dataset(),
+            seeds=seeds,
+            tolerance=rules.tolerance,
+            threat=self._table(ThreatModel, "threat"),
+            evasion=self._table(Evasion, "robustness"),
+            victim=victims[0],
+            victim_recipe=self._table(Recipe, "victim", "recipe"),
+            students=self._side("student"),
+            student_recipe=self._table(Recipe, "student", "recipe"),
+            defenses=self._choices("defense", "defenses", rules.defenses, Defense),
+            attacks=self._choices("attack", "attacks", rules.attacks, Attack),
+            baselines=self._choices("attack", "baselines", rules.baselines, Attack),
+        )
+        self._orphans(suite)
+        return suite
+
+    def _rules(self) -> _Rules:
+        values = {key: value for key, value in self._tree.items() if key not in TABLES}
+        with self._blame():
+            return build(_Rules, values, "the benchmark file")
+
+    def _dataset(self) -> Choice:
+        given = self._tree.get("dataset", "digits")
+        values = dict(given) if isinstance(given, dict) else {"name": given}
+        with self._blame("dataset"):
+            name = str(values.pop("name", "digits"))
+            entry = registry.find("dataset", name)
+            return Choice(name, name, build(entry.load(), values, "dataset"), entry.origin)
+
+    def _side(self, side: str) -> tuple[str, ...]:
+        table = self._get(side)
+        given = table.get("networks", table.get("network"))
+        stray = sorted(set(table) - {"network", "networks", "recipe"})
+        with self._blame(side, *stray[:1]):
+            if stray:
+                raise unknown("field", stray[0], ("network", "networks", "recipe"), side)
+            networks = build(_Sides, {"networks": [given] if isinstance(given, str) else given}, side).networks
+        with self._blame(side, "networks" if "networks" in table else "network"):
+            for name in networks:
+                registry.find("model", name)
+        return networks
+
+    def _table(self, cls: type, *path: str) -> Any:
+        with self._blame(*path):
+            return build(cls, self._get(*path), ".".join(path))
+
+    def _choices(self, kind: str, key: str, labels: Sequence[str], base: type) -> tuple[Choice, ...]:
+        doubled = sorted(label for label in set(labels) if labels.count(label) > 1)
+        with self._blame(key):
+            if doubled:
+                raise KdbenchError(f"'{doubled[0]}' is named twice among the {key}.")
+            return tuple(self._choice(kind, key, label, base) for label in labels)
+
+    def _choice(self, kind: str, key: str, label: str, base: type) -> Choice:
+        if not re.fullmatch(r"[\w.+-]+", label):
+            raise KdbenchError(f"'{label}' cannot be a label: letters, digits, '.', '+', '-' and '_' can.")
+        values = dict(self._get(kind, label))
+        method = str(values.pop("method", label))
+        with self._blame(*((kind, label, "method") if method != label else (key,))):
+            entry = registry.find(kind, method)
+            cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise KdbenchError(f"The {kind} '{method}' of {entry.origin} is not a subclass of kdbench.api.{base.__name__}.")
+        with self._blame(kind, label):
+            choice = Choice(label, method, build(cls, values, f"{kind}.{label}"), entry.origin)
+            for name in choice.instance.networks() if kind == "attack" else ():
+                registry.find("model", name)
+        return choice
+
+    def _orphans(self, suite: Suite) -> None:
+        """A table of a method that exists nowhere is a misspelt label. (One that is not played is left alone: `--attack`.)"""
+        for kind, played in (("defense", suite.defenses), ("attack", suite.attacks + suite.baselines)):
+            for label, values in self._get(kind).items():
+                if label not in {choice.label for choice in played}:
+                    with self._blame(kind, label):
+                        registry.find(kind, str(values.get("method", label)) if isinstance(values, dict) else label)
+
+    def _get(self, *path: str) -> Tree:
+        tree: Any = self._tree
+        for depth, name in enumerate(path, 1):
+            tree = tree.get(name, {})
+            if not isinstance(tree, dict):
+                with self._blame(*path[:depth]):
+                    raise KdbenchError(f"'{'.'.join(path[:depth])}' is a table of fields, not {tree!r}.")
+        found: Tree = tree
+        return found
+
+    @contextmanager
+    def _blame(self, *path: str) -> Iterator[None]:
+        """Put file and line before an error inside."""
+        try:
+            yield
+        except KdbenchError as error:
+            if str(error).startswith(f"{self._file}, line"):
+                raise
+            line = _line(self._text, (*path, error.field) if error.field else path) or _line(self._text, path)
+            # Without a line it comes from the command line, not from the file.
+            raise KdbenchError(f"{self._file}, line {line}: {error}" if line else str(error)) from None
+
+
+def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
+    seeds = tuple(range(given)) if isinstance(given, int) else given
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise KdbenchError(f"seeds must be a number of seeds or a list of different ones, not {list(seeds)}.")
+    return seeds
+
+
+def _line(text: str, path: Sequence[str]) -> int | None:
+    """The line (from 1) of the key or table at `path` in a TOML text."""
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
+            table = _parts(header[1])
+            found: tuple[str, ...] = table
+        elif key := re.match(r"\s*([\w.\"'-]+)\s*=", line):
+            found = (*table, *_parts(key[1]))
+        else:
+            continue
+        if found == tuple(path):
+            return number
+    return None
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+
+
+def with_yardstick(suite: Suite) -> Suite:
+    """The suite with `none` among its defenses: protection and utility loss are measured against it."""
+    if any(choice.method == NO_DEFENSE for choice in suite.defenses):
+        return suite
+    entry = registry.find("defense", NO_DEFENSE)
+    yardstick = Choice(NO_DEFENSE, NO_DEFENSE, entry.load()(), entry.origin)
+    return replace(suite, defenses=(yardstick, *suite.defenses))

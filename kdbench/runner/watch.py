@@ -1,0 +1,158 @@
+"""Watching a run: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from kdbench.runner.plan import Stage
+
+PLAIN_SECONDS = 10  # between two lines about what is running
+ROWS = 12
+
+
+def watcher(quiet: bool = False) -> "SilentWatcher":
+    """The right watcher for where the output goes. It writes to standard error: standard output is for results."""
+    console = Console(stderr=True)
+    if quiet:
+        return SilentWatcher()
+    return LiveWatcher(console) if console.is_terminal else PlainWatcher(console)
+
+
+class SilentWatcher:
+    """Says nothing."""
+
+    def begin(self, stages: dict[str, Stage], cached: int) -> None:
+        """Nothing."""
+
+    def started(self, stage: Stage) -> None:
+        """Nothing."""
+
+    def ended(self, stage: Stage, seconds: float, problem: str) -> None:
+        """Nothing."""
+
+    def dropped(self, stages: list[Stage]) -> None:
+        """Nothing."""
+
+    def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@dataclass
+class _Tally:
+    """How far a run is, and a guess at what is left from the stages done so far."""
+
+    todo: dict[str, Stage] = field(default_factory=dict)
+    done: int = 0
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, stage: Stage, seconds: float) -> None:
+        self.done += 1
+        self.todo.pop(stage.key, None)
+        self.seconds.setdefault(stage.kind, []).append(seconds)
+
+    def drop(self, stages: list[Stage]) -> None:
+        for stage in stages:
+            self.todo.pop(stage.key, None)
+
+    def left(self) -> str:
+        """Roughly how long the rest takes, at the pace so far; empty before anything is known."""
+        if not self.done:
+            return ""
+        work = sum(self._guess(stage.kind) for stage in self.todo.values())
+        worked = sum(sum(times) for times in self.seconds.values())
+        pace = worked / max(time.monotonic() - self.since, 1e-9)  # seconds of work a second: the workers at it
+        return f"about {duration(work / max(pace, 1e-9))} left"
+
+    def _guess(self, kind: str) -> float:
+        times = self.seconds.get(kind) or [t for all_times in self.seconds.values() for t in all_times]
+        return sum(times) / len(times)
+
+
+class PlainWatcher(SilentWatcher):
+    """A line for each stage that ends, and now and then one about those that run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tally = _Tally()
+        self._total, self._spoke = 0, time.monotonic()
+
+    def begin(self, stages: dict[str, Stage], cached: int) -> None:
+        """Say how much there is to do."""
+        self._tally, self._total = _Tally(dict(stages)), len(stages)
+        if stages:
+            self._say(f"{len(stages)} stages to do, {cached} done before")
+
+    def ended(self, stage: Stage, seconds: float, problem: str) -> None:
+        """Say what ended, how long it took and what is left."""
+        self._tally.add(stage, seconds)
+        outcome = f"FAILED: {problem}" if problem else f"{seconds:.1f} s"
+        self._say(f"[{self._tally.done}/{self._total}] {stage.label}: {outcome}; {self._tally.left()}")
+
+    def dropped(self, stages: list[Stage]) -> None:
+        """Count them out."""
+        self._tally.drop(stages)
+
+    def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
+        """Say what runs, if nothing was said for a while."""
+        if running and time.monotonic() - self._spoke > PLAIN_SECONDS:
+            self._say("running: " + "; ".join(f"{s.label} {share:.0%} {text}".rstrip() for s, share, text in running.values()))
+
+    def _say(self, text: str) -> None:
+        self._spoke = time.monotonic()
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveWatcher(SilentWatcher):
+    """A bar for the whole run and a line for each stage at work."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tally = _Tally()
+        columns = (BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=console)
+        self._task = self._bar.add_task("", total=1)
+        self._live = Live(console=console, transient=True, auto_refresh=False)
+
+    def begin(self, stages: dict[str, Stage], cached: int) -> None:
+        """Put up the bar."""
+        if not stages:
+            return
+        self._tally = _Tally(dict(stages))
+        self._bar.reset(self._task, total=len(stages), description=f"{cached} stages done before")
+        self._live.start()
+
+    def ended(self, stage: Stage, seconds: float, problem: str) -> None:
+        """Move the bar; a failure stays on the screen."""
+        self._tally.add(stage, seconds)
+        self._bar.update(self._task, advance=1, description=self._tally.left())
+        if problem:
+            self._console.print(f"FAILED {stage.label}: {problem}", style="red", markup=False, highlight=False)
+
+    def dropped(self, stages: list[Stage]) -> None:
+        """Count them out."""
+        self._tally.drop(stages)
+
+    def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
+        """Redraw."""
+        rows = [Text(f"  {stage.label}  {share:.0%}  {text}", "dim") for stage, share, text in running.values()]
+        if self._live.is_started:
+            self._live.update(Group(self._bar, *rows[:ROWS]), refresh=True)
+
+    def close(self) -> None:
+        """Take the display down, whatever came between."""
+        self._live.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a person's words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
