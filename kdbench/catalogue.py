@@ -3,9 +3,10 @@
 import dataclasses
 import inspect
 import sys
-import warnings
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from kdbench import registry
 from kdbench.errors import KdbenchError
@@ -53,7 +54,6 @@ def _entries(kind: str) -> Iterator[str]:
         try:
             first = (inspect.getdoc(entry.load()) or "").partition("\n")[0]
         except KdbenchError as error:
-            warnings.warn(str(error), stacklevel=2)
             print(f"Warning: {error}", file=sys.stderr)
             continue
         yield f"  {entry.name:{width}}  {entry.origin:14}  {first}"
@@ -75,9 +75,9 @@ def _role(thing: Any) -> Iterator[str]:
         nothing = thing.needs is Answers.NOTHING
         yield "threat model: needs nothing of the victim (a baseline)" if nothing else f"threat model: needs {thing.needs.name.lower()}"
     if isinstance(thing, type) and issubclass(thing, Defense):
-        acts = [when for when, acts in (("at training time", thing.harden is not Defense.harden),
-                                        ("when answering", thing.serve is not Defense.serve)) if acts]  # fmt: skip
-        yield f"acts: {' and '.join(acts) or 'never'}" + ("; keeps state" if thing.stateful else "")
+        training = ["at training time"] if thing.harden is not Defense.harden else []
+        answering = ["when answering"] if thing.serve is not Defense.serve else []
+        yield f"acts: {' and '.join(training + answering) or 'never'}" + ("; keeps state" if thing.stateful else "")
 
 
 def _fields(cls: type) -> list[str]:
@@ -91,9 +91,22 @@ def _default(field: "dataclasses.Field[Any]") -> object:
 
 def _type(hint: Any) -> str:
     """A type in words: the bounds of an annotated one, the values of a literal."""
-    if hasattr(hint, "__metadata__"):
-        bounds = ", ".join(f"{ {'Gt': '>', 'Ge': '>=', 'Lt': '<', 'Le': '<='}[type(b).__name__] } {next(iter(vars(b).values()))}" for b in hint.__metadata__)
-        return f"{_type(get_args(hint)[0])} {bounds}"
+    if get_origin(hint) is Annotated:
+        base, *bounds = get_args(hint)
+        return " ".join([_type(base), *(_bound(bound) for bound in bounds)])
     if get_origin(hint) is None:
         return str(getattr(hint, "__name__", hint))
     return str(hint).replace("typing.", "")
+
+
+def _bound(bound: object) -> str:
+    match bound:
+        case Gt(gt=limit):
+            return f"> {limit}"
+        case Ge(ge=limit):
+            return f">= {limit}"
+        case Le(le=limit):
+            return f"<= {limit}"
+        case Lt(lt=limit):
+            return f"< {limit}"
+    return str(bound)

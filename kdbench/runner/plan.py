@@ -110,13 +110,14 @@ class _Planner:
 
     def round(self, student: str, seed: int) -> Iterator[PlannedCell]:
         """All cells of one student and one seed."""
-        attacks = (*self._suite.attacks, *(b for b in self._suite.baselines if _needs(b) > Answers.NOTHING))
+        players = {choice.label: choice for choice in (*self._suite.baselines, *self._suite.attacks)}.values()
+        attacks = [choice for choice in players if choice.instance.needs > Answers.NOTHING]
         for attack in attacks:
             for defense in self._suite.defenses:
                 yield self._cell(student, seed, defense, attack)
         used = (Owned(), *(attack.instance.owned() for attack in attacks))
         parts = dict.fromkeys(part for part in used if part.fraction and self._suite.threat.data)
-        for baseline in (b for b in self._suite.baselines if _needs(b) is Answers.NOTHING):
+        for baseline in (choice for choice in players if choice.instance.needs is Answers.NOTHING):
             for owned in parts:
                 yield self._baseline(student, seed, baseline, owned)
 
@@ -235,8 +236,3 @@ def network(name: str) -> Spec:
 
 def _method(choice: Choice) -> Spec:
     return {"method": choice.method, "fields": choice.fields, "source": source_digest(type(choice.instance))}
-
-
-def _needs(choice: Choice) -> Answers:
-    needs: Answers = choice.instance.needs
-    return needs

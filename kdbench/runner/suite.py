@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbench import registry
 from kdbench.errors import KdbenchError, unknown
-from kdbench.game.fields import Checked, Count, Share, Whole, build, plain
+from kdbench.game.fields import Checked, Count, Share, Whole, build, hints, plain
 from kdbench.game.methods import Attack, Defense, Recipe
 from kdbench.game.robustness import Evasion
 from kdbench.game.threat import ThreatModel
@@ -96,7 +96,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
         raise KdbenchError(f"{file} is not TOML: {error}.") from None
     for path, value in (changes or {}).items():
         _put(tree, path, value)
-    return _Reader(file, text, tree).suite()
+    return _Reader(file, text, tree, {_parts(path) for path in changes or {}}).suite()
 
 
 def _text(name: str) -> tuple[str, str]:
@@ -120,11 +120,15 @@ def _put(tree: Tree, path: str, value: object) -> None:
     tree[key] = value
 
 
+class _Blamed(KdbenchError):
+    """An error that has its place already."""
+
+
 class _Reader:
     """Reads one file's tree, and knows the lines to blame."""
 
-    def __init__(self, file: str, text: str, tree: Tree) -> None:
-        self._file, self._text, self._tree = file, text, tree
+    def __init__(self, file: str, text: str, tree: Tree, changed: set[tuple[str, ...]]) -> None:
+        self._file, self._text, self._tree, self._changed = file, text, tree, changed
 
     def suite(self) -> Suite:
         rules = self._rules()
@@ -149,10 +153,14 @@ class _Reader:
             attacks=self._choices("attack", "attacks", rules.attacks, Attack),
             baselines=self._choices("attack", "baselines", rules.baselines, Attack),
         )
-        self._orphans(suite)
+        self._check_others(suite)
         return suite
 
     def _rules(self) -> _Rules:
+        known = (*hints(_Rules), *TABLES)
+        for key in self._tree.keys() - set(known):
+            with self._blame(key):
+                raise unknown("field", key, known, "the benchmark file")
         values = {key: value for key, value in self._tree.items() if key not in TABLES}
         with self._blame():
             return build(_Rules, values, "the benchmark file")
@@ -205,13 +213,13 @@ class _Reader:
                 registry.find("model", name)
         return choice
 
-    def _orphans(self, suite: Suite) -> None:
-        """A table of a method that exists nowhere is a misspelt label. (One that is not played is left alone: `--attack`.)"""
-        for kind, played in (("defense", suite.defenses), ("attack", suite.attacks + suite.baselines)):
-            for label, values in self._get(kind).items():
-                if label not in {choice.label for choice in played}:
-                    with self._blame(kind, label):
-                        registry.find(kind, str(values.get("method", label)) if isinstance(values, dict) else label)
+    def _check_others(self, suite: Suite) -> None:
+        """Tables of methods that are not played (`--attack` leaves some out) must be right all the same."""
+        for kind, base, played in (("defense", Defense, suite.defenses), ("attack", Attack, suite.attacks + suite.baselines)):
+            others = [label for label in self._get(kind) if label not in {choice.label for choice in played}]
+            for label in others:
+                with self._blame(kind, label):
+                    self._choice(kind, kind, label, base)
 
     def _get(self, *path: str) -> Tree:
         tree: Any = self._tree
@@ -228,12 +236,13 @@ class _Reader:
         """Put file and line before an error inside."""
         try:
             yield
+        except _Blamed:
+            raise
         except KdbenchError as error:
-            if str(error).startswith(f"{self._file}, line"):
-                raise
-            line = _line(self._text, (*path, error.field) if error.field else path) or _line(self._text, path)
+            place = (*path, error.field) if error.field else tuple(path)
+            line = None if place in self._changed else _line(self._text, place) or _line(self._text, path)
             # Without a line it comes from the command line, not from the file.
-            raise KdbenchError(f"{self._file}, line {line}: {error}" if line else str(error)) from None
+            raise _Blamed(f"{self._file}, line {line}: {error}" if line else str(error)) from None
 
 
 def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:

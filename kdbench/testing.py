@@ -1,0 +1,155 @@
+"""The contract suite: what every defense and every attack keeps. Authors run it on their own methods in one line.
+
+    from kdbench.testing import check_defense
+    def test_contract(): check_defense(Rounding(decimals=2))
+
+Everything runs in seconds on a CPU, on made-up images. A broken law is a `BrokenContract` that names it.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import Refused
+from kdbench.game.data import Split
+from kdbench.game.fields import build, plain
+from kdbench.game.methods import Attack, Context, Defense, Log, Recipe, derive
+from kdbench.game.threat import Answers, Meter, Oracle, Service, ThreatModel
+from kdbench.game.training import fit
+from kdbench.runner.stages import Workshop
+from kdbench.zoo.datasets import Blobs
+
+RECIPE = Recipe(epochs=2, batch=32, lr=0.05, crop=1)
+NETWORK = "mini-8"
+TOLERANCE = 1e-4  # of a sum of probabilities in float32
+
+State = dict[str, Tensor]
+
+
+class BrokenContract(AssertionError):
+    """A law that a method does not keep."""
+
+
+def check_defense(defense: Defense) -> None:
+    """Check that `defense` keeps the laws of defenses.
+
+    It is a frozen dataclass with defaults that survives a trip through JSON; `harden` returns a network of the victim's
+    architecture and leaves the victim as it was; `serve` answers with normalised log-probabilities, the same ones when
+    asked again (unless declared stateful); equal seeds give equal bits, and torch's global generator is left alone.
+    """
+    _check_value(defense, Defense)
+    with _global_randomness_untouched("defense"):
+        hardened, service = _defend(defense, seed=0)
+        again, _ = _defend(defense, seed=0)
+        _check_service(service, defense.stateful)
+    _require(_same(_state(hardened), _state(again)), "harden must give the same weights for the same seed: draw from ctx.generator only")
+
+
+def check_attack(attack: Attack) -> None:
+    """Check that `attack` keeps the laws of attacks.
+
+    It is a frozen dataclass with defaults that survives a trip through JSON; `steal` returns a network of the student's
+    architecture, asks through the oracle no more than the budget, works with just what it says it needs, and a baseline
+    asks nothing; equal seeds give equal bits, and torch's global generator is left alone.
+    """
+    _check_value(attack, Attack)
+    _require(isinstance(getattr(type(attack), "needs", None), Answers), "an attack must say what it needs: needs: ClassVar[Answers] = ...")
+    with _global_randomness_untouched("attack"):
+        student, asked = _attack(attack, None)
+        again, _ = _attack(attack, None)
+    _require(_same(_state(student), _state(again)), "steal must give the same weights for the same seed: draw from ctx.generator only")
+    if attack.needs is Answers.NOTHING:
+        _require(asked == 0, "an attack that needs nothing must ask nothing")
+    elif asked > 1:
+        _check_budget(attack, asked // 2)
+
+
+def _check_value(method: Defense | Attack, base: type) -> None:
+    cls = type(method)
+    _require(isinstance(method, base), f"the method must be a subclass of {base.__name__}")
+    _require(dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen, "the class must be a frozen dataclass")  # type: ignore[attr-defined]
+    _require(bool(cls.__doc__) and not str(cls.__doc__).startswith(f"{cls.__name__}("), "the class must say in a docstring what it does")
+    _require(isinstance(cls(), cls), "every field must have a default")
+    _require(build(cls, plain(method), "method") == method, "the fields must survive a trip through JSON")
+
+
+def _check_service(service: Service, stateful: bool) -> None:
+    x, classes = _images().x[:16], _images().classes
+    log_p = service(x)
+    _require(log_p.shape == (len(x), classes), f"a service answers (N,K) = {(len(x), classes)}, not {tuple(log_p.shape)}")
+    _require(not log_p.isnan().any() and not (log_p == torch.inf).any(), "answers must be log-probabilities: no NaN, no +inf")
+    total = log_p.exp().sum(dim=1)
+    _require(bool(((total - 1).abs() < TOLERANCE).all()), "the probabilities of an answer must sum to one")
+    if not stateful:
+        _require(torch.equal(service(x), log_p), "a question asked again must get the same answer, unless stateful = True")
+
+
+def _check_budget(attack: Attack, budget: int) -> None:
+    meter = Meter()
+    try:
+        _attack(attack, budget, meter)
+    except Refused:
+        pass
+    _require(meter.answered <= budget, "an attack gets no more answers than its budget")
+
+
+def _defend(defense: Defense, seed: int) -> tuple[nn.Module, Service]:
+    workshop, data = _workshop("victim", seed), _images()
+    victim = workshop()
+    fit(victim, nn.functional.cross_entropy, data.x, data.y, _context(data, workshop, "victim"))
+    before = _state(victim)
+    hardened = defense.harden(victim, _context(data, workshop, "harden"))
+    _require(_same(before, _state(victim)), "harden must leave the victim as it was")
+    _require(_shapes(hardened) == _shapes(victim), "harden must return a network of the victim's architecture")
+    return hardened, defense.serve(hardened.eval().requires_grad_(False), _context(data, workshop, "serve"))
+
+
+def _attack(attack: Attack, budget: int | None, meter: Meter | None = None) -> tuple[nn.Module, int]:
+    data = attack.owned().of(_images())
+    victim, service = _defend(Defense(), seed=1)
+    oracle = Oracle(service, ThreatModel(answers=attack.needs, budget=budget), victim, meter)
+    workshop = Workshop(NETWORK, data, 0, "student", "cpu")
+    student = attack.steal(oracle, _context(data, workshop, "steal"))
+    _require(_shapes(student) == _shapes(workshop()), "steal must return a network as ctx.new_student() makes it")
+    return student, oracle.answered
+
+
+def _images() -> Split:
+    return Blobs().load(Path()).train
+
+
+def _workshop(role: str, seed: int) -> Workshop:
+    return Workshop(NETWORK, _images(), seed, role, "cpu")
+
+
+def _context(data: Split, workshop: Workshop, role: str) -> Context:
+    seed = derive(0, role)
+    return Context(data, RECIPE, "cpu", seed, workshop, torch.Generator().manual_seed(seed), Log())
+
+
+def _state(model: nn.Module) -> State:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def _require(kept: bool, law: str) -> None:
+    if not kept:
+        raise BrokenContract(law)
+
+
+@contextmanager
+def _global_randomness_untouched(side: str) -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    _require(torch.equal(before, torch.get_rng_state()), f"a {side} must not draw from torch's global generator; `seeded` wraps what does")
