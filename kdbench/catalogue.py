@@ -73,7 +73,11 @@ def _source(thing: Any) -> str:
 def _role(thing: Any) -> Iterator[str]:
     if isinstance(thing, type) and issubclass(thing, Attack):
         nothing = thing.needs is Answers.NOTHING
-        yield "threat model: needs nothing of the victim (a baseline)" if nothing else f"threat model: needs {thing.needs.name.lower()}"
+        yield (
+            "threat model: needs nothing of the victim (a baseline)"
+            if nothing
+            else f"threat model: needs {thing.needs.name.lower()}"
+        )
     if isinstance(thing, type) and issubclass(thing, Defense):
         training = ["at training time"] if thing.harden is not Defense.harden else []
         answering = ["when answering"] if thing.serve is not Defense.serve else []

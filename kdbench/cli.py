@@ -50,14 +50,34 @@ _selection = _options(
     click.option("--student", multiple=True, help="Steal with this network (repeatable)."),
     click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds."),
     click.option("--robustness", type=click.Choice(["none", "fast", "full"]), help="How much evasion to measure."),
-    click.option("--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, e.g. attack.kd.temperature=20."),
+    click.option(
+        "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, e.g. attack.kd.temperature=20."
+    ),
 )
 _machine = _options(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
     click.option("--jobs", "-j", type=click.IntRange(min=1), help="Worker processes; default: one a core."),
-    click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of one worker; part of every key."),
-    click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Where data sets lie."),
-    click.option("--store", type=click.Path(path_type=Path), default=Path("runs/store"), show_default=True, envvar="KDBENCH_STORE"),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Threads of one worker; part of every key.",
+    ),
+    click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        default=Path("data"),
+        show_default=True,
+        help="Where data sets lie.",
+    ),
+    click.option(
+        "--store",
+        type=click.Path(path_type=Path),
+        default=Path("runs/store"),
+        show_default=True,
+        envvar="KDBENCH_STORE",
+    ),
     click.option("--out", type=click.Path(path_type=Path), help="Results folder; default: runs/ and the suite's name."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
     click.option("--force", is_flag=True, help="Do finished stages again."),
@@ -98,7 +118,9 @@ def show(kind: str, name: str) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--format", "format_", type=click.Choice(["table", "md", "csv", "json", "html"]), default="table", show_default=True)
+@click.option(
+    "--format", "format_", type=click.Choice(["table", "md", "csv", "json", "html"]), default="table", show_default=True
+)
 def leaderboard(folder: Path, format_: str) -> None:
     """Make the leaderboards of a results FOLDER again and print them."""
     from kdbench.board import report

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from kdbench.errors import KdbenchError, unknown
 
-KINDS = {"defense": "kdbench.defenses", "attack": "kdbench.attacks", "model": "kdbench.models", "dataset": "kdbench.datasets"}
+KINDS = {
+    "defense": "kdbench.defenses",
+    "attack": "kdbench.attacks",
+    "model": "kdbench.models",
+    "dataset": "kdbench.datasets",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class Entry:
             return self.point.load()
         except Exception as error:  # whatever a plugin's import raises, it costs that plugin only
             reason = f"{type(error).__name__}: {error}"
-            raise KdbenchError(f"The {self.kind} '{self.name}' of {self.origin} cannot be imported ({reason}).{_cure(error)}") from error
+            raise KdbenchError(
+                f"The {self.kind} '{self.name}' of {self.origin} cannot be imported ({reason}).{_cure(error)}"
+            ) from error
 
 
 def names(kind: str) -> list[str]:
@@ -54,7 +61,7 @@ def load(kind: str, name: str) -> Any:
     return find(kind, name).load()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _entries(kind: str) -> dict[str, Entry]:
     return unique(kind, entry_points(group=KINDS[kind]))
 
@@ -67,11 +74,15 @@ def unique(kind: str, points: Iterable[EntryPoint]) -> dict[str, Entry]:
         entry = Entry(kind, point.name, point.value, origin, point)
         other = found.setdefault(point.name, entry)
         if other.target != entry.target:
-            raise KdbenchError(f"Two distributions register the {kind} '{point.name}': {other.origin} and {origin}. Uninstall one.")
+            raise KdbenchError(
+                f"Two distributions register the {kind} '{point.name}': {other.origin} and {origin}. Uninstall one."
+            )
     return found
 
 
 def _cure(error: Exception) -> str:
     # A wheel installed elsewhere plus `python -m kdbench` inside the checkout finds the checkout's kdbench without its wings.
-    missing = isinstance(error, ModuleNotFoundError) and str(error.name).startswith(("kdbench.defenses", "kdbench.attacks"))
+    missing = isinstance(error, ModuleNotFoundError) and str(error.name).startswith(
+        ("kdbench.defenses", "kdbench.attacks")
+    )
     return " Inside a checkout, run pip install -e ." if missing else ""

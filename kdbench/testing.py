@@ -6,9 +6,8 @@
 Everything runs in seconds on a CPU, on made-up images. A broken law is a `BrokenContract` that names it.
 """
 
-import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -46,7 +45,10 @@ def check_defense(defense: Defense) -> None:
         hardened, service = _defend(defense, seed=0)
         again, _ = _defend(defense, seed=0)
         _check_service(service, defense.stateful)
-    _require(_same(_state(hardened), _state(again)), "harden must give the same weights for the same seed: draw from ctx.generator only")
+    _require(
+        _same(_state(hardened), _state(again)),
+        "harden must give the same weights for the same seed: draw from ctx.generator only",
+    )
 
 
 def check_attack(attack: Attack) -> None:
@@ -57,11 +59,17 @@ def check_attack(attack: Attack) -> None:
     asks nothing; equal seeds give equal bits, and torch's global generator is left alone.
     """
     _check_value(attack, Attack)
-    _require(isinstance(getattr(type(attack), "needs", None), Answers), "an attack must say what it needs: needs: ClassVar[Answers] = ...")
+    _require(
+        isinstance(getattr(type(attack), "needs", None), Answers),
+        "an attack must say what it needs: needs: ClassVar[Answers] = ...",
+    )
     with _global_randomness_untouched("attack"):
         student, asked = _attack(attack, None)
         again, _ = _attack(attack, None)
-    _require(_same(_state(student), _state(again)), "steal must give the same weights for the same seed: draw from ctx.generator only")
+    _require(
+        _same(_state(student), _state(again)),
+        "steal must give the same weights for the same seed: draw from ctx.generator only",
+    )
     if attack.needs is Answers.NOTHING:
         _require(asked == 0, "an attack that needs nothing must ask nothing")
     elif asked > 1:
@@ -71,8 +79,12 @@ def check_attack(attack: Attack) -> None:
 def _check_value(method: Defense | Attack, base: type) -> None:
     cls = type(method)
     _require(isinstance(method, base), f"the method must be a subclass of {base.__name__}")
-    _require(dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen, "the class must be a frozen dataclass")  # type: ignore[attr-defined]
-    _require(bool(cls.__doc__) and not str(cls.__doc__).startswith(f"{cls.__name__}("), "the class must say in a docstring what it does")
+    settings = getattr(cls, "__dataclass_params__", None)
+    _require(settings is not None and settings.frozen, "the class must be a frozen dataclass")
+    _require(
+        bool(cls.__doc__) and not str(cls.__doc__).startswith(f"{cls.__name__}("),
+        "the class must say in a docstring what it does",
+    )
     _require(isinstance(cls(), cls), "every field must have a default")
     _require(build(cls, plain(method), "method") == method, "the fields must survive a trip through JSON")
 
@@ -80,20 +92,24 @@ def _check_value(method: Defense | Attack, base: type) -> None:
 def _check_service(service: Service, stateful: bool) -> None:
     x, classes = _images().x[:16], _images().classes
     log_p = service(x)
-    _require(log_p.shape == (len(x), classes), f"a service answers (N,K) = {(len(x), classes)}, not {tuple(log_p.shape)}")
-    _require(not log_p.isnan().any() and not (log_p == torch.inf).any(), "answers must be log-probabilities: no NaN, no +inf")
+    _require(
+        log_p.shape == (len(x), classes), f"a service answers (N,K) = {(len(x), classes)}, not {tuple(log_p.shape)}"
+    )
+    _require(
+        not log_p.isnan().any() and not (log_p == torch.inf).any(), "answers must be log-probabilities: no NaN, no +inf"
+    )
     total = log_p.exp().sum(dim=1)
     _require(bool(((total - 1).abs() < TOLERANCE).all()), "the probabilities of an answer must sum to one")
     if not stateful:
-        _require(torch.equal(service(x), log_p), "a question asked again must get the same answer, unless stateful = True")
+        _require(
+            torch.equal(service(x), log_p), "a question asked again must get the same answer, unless stateful = True"
+        )
 
 
 def _check_budget(attack: Attack, budget: int) -> None:
     meter = Meter()
-    try:
+    with suppress(Refused):
         _attack(attack, budget, meter)
-    except Refused:
-        pass
     _require(meter.answered <= budget, "an attack gets no more answers than its budget")
 
 
@@ -152,4 +168,7 @@ def _require(kept: bool, law: str) -> None:
 def _global_randomness_untouched(side: str) -> Iterator[None]:
     before = torch.get_rng_state()
     yield
-    _require(torch.equal(before, torch.get_rng_state()), f"a {side} must not draw from torch's global generator; `seeded` wraps what does")
+    _require(
+        torch.equal(before, torch.get_rng_state()),
+        f"a {side} must not draw from torch's global generator; `seeded` wraps what does",
+    )

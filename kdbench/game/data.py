@@ -95,5 +95,7 @@ class Owned(Checked):
         members = (data.y.cpu() == label).nonzero().flatten()
         count = round(self.fraction * len(members))
         if len(members) and not count:
-            raise KdbenchError(f"a fraction of {self.fraction} leaves no image of class {label} ({len(members)} in all)")
+            raise KdbenchError(
+                f"a fraction of {self.fraction} leaves no image of class {label} ({len(members)} in all)"
+            )
         return members[torch.randperm(len(members), generator=generator)[:count]]

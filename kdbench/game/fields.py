@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from enum import Enum
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from annotated_types import Ge, Gt, Le
@@ -33,12 +33,14 @@ class Checked:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            adapter = _adapters(type(self))[field.name]
+            adapter = _adapters(self.__class__)[field.name]
             value = getattr(self, field.name)
             try:
                 typed = adapter.validate_python(value, strict=True)
             except ValidationError as error:
-                raise _sentence(f"{type(self).__name__}.{field.name}", value, error, hints(type(self))[field.name]) from None
+                raise _sentence(
+                    f"{type(self).__name__}.{field.name}", value, error, hints(type(self))[field.name]
+                ) from None
             object.__setattr__(self, field.name, typed)  # 1 given for a float becomes 1.0: equal fields, equal keys
 
 
@@ -88,7 +90,7 @@ def hints(cls: type) -> dict[str, Any]:
     return {f.name: types[f.name] for f in dataclasses.fields(cls)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
     return {name: _adapter(hint) for name, hint in hints(cls).items()}
 

@@ -83,7 +83,7 @@ def _epoch(work: _Work, loss: Loss, x: Tensor, target: Target, epoch: int) -> fl
         images = augment(x[index], recipe, generator)
         value = loss(work.model(images), _resolve(target, images, index))
         work.optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         if recipe.clip:
             nn.utils.clip_grad_norm_(work.model.parameters(), recipe.clip)
         work.optimizer.step()
@@ -93,7 +93,7 @@ def _epoch(work: _Work, loss: Loss, x: Tensor, target: Target, epoch: int) -> fl
 
 def _batches(images: int, batch: int, generator: torch.Generator) -> Sequence[Tensor]:
     order = torch.randperm(images, generator=generator, device=generator.device)
-    batches = order.split(batch)
+    batches: Sequence[Tensor] = order.split(batch)
     # Batch norm cannot normalise a batch of one image.
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 

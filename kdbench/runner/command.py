@@ -70,7 +70,10 @@ def run(suite: str, request: Request) -> int:
 def describe(plan: Plan, store: Store, jobs: int) -> str:
     """The plan in words: its unique stages, which of them are cached, the estimated time of the rest."""
     published = store.published()
-    rows = [f"{'cached' if key in published else 'to do':8}{stage.kind:8}{stage.label}" for key, stage in plan.stages.items()]
+    rows = [
+        f"{'cached' if key in published else 'to do':8}{stage.kind:8}{stage.label}"
+        for key, stage in plan.stages.items()
+    ]
     todo = [stage for key, stage in plan.stages.items() if key not in published]
     kinds = Counter(stage.kind for stage in plan.stages.values())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
@@ -113,7 +116,9 @@ def _stages(plan: dict[str, Any], folder: Path) -> list[str]:
     seconds = sum(store.manifest(stage["key"])["seconds"] for stage in done)
     lines = [f"stages: {len(done)} of {len(plan['stages'])} done, {duration(seconds)} of work"]
     running = {s["label"]: store.progress(s["key"]) for s in plan["stages"] if s["key"] not in published}
-    return lines + [f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running.items() if told]
+    return lines + [
+        f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running.items() if told
+    ]
 
 
 def _finish(cells: list[results.Cell], out: Path) -> int:

@@ -14,7 +14,9 @@ from kdbench.game.threat import Meter
 from kdbench.runner.checkpoint import load_state, save_state
 from kdbench.runner.store import Claim, write_json
 
-CHECKPOINT_SECONDS = float(os.environ.get("KDBENCH_CHECKPOINT_SECONDS", "30"))  # the tests' way to a checkpoint an epoch
+CHECKPOINT_SECONDS = float(
+    os.environ.get("KDBENCH_CHECKPOINT_SECONDS", "30")
+)  # the tests' way to a checkpoint an epoch
 PROGRESS_SECONDS = 0.5
 BEAT_SECONDS = 20
 

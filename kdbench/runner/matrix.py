@@ -128,7 +128,9 @@ class _Driver:
             self._lost[stage.key] += 1
             self._ready.append(stage.key)
         else:
-            self._give_up(stage, seconds, f"{detail}, {LOST_ATTEMPTS} times; its log is {self._store.log_path(stage.key)}")
+            self._give_up(
+                stage, seconds, f"{detail}, {LOST_ATTEMPTS} times; its log is {self._store.log_path(stage.key)}"
+            )
 
     def _release(self, key: str) -> None:
         for dependent in self._dependents[key]:

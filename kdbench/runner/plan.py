@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 from kdbench import registry
@@ -228,7 +228,7 @@ def player(choice: Choice) -> Player:
     return Player(choice.label, choice.method, choice.fields, choice.origin)
 
 
-@lru_cache(maxsize=None)
+@cache
 def network(name: str) -> Spec:
     """What names an architecture: its registered name and its source."""
     return {"name": name, "source": source_digest(registry.load("model", name))}

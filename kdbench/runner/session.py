@@ -13,7 +13,7 @@ from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.matrix import Outcome, Watcher, data_digest, force, play
-from kdbench.runner.plan import Numerics, Plan, PlannedCell, Stage, data_stage, make_plan, player
+from kdbench.runner.plan import Numerics, Plan, PlannedCell, data_stage, make_plan, player
 from kdbench.runner.store import Json, Store, write_json
 from kdbench.runner.suite import Suite
 
@@ -167,7 +167,9 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return next(device for device in ("cuda", "mps", "cpu") if there[device])
     if not there[name]:
-        raise KdbenchError(f"The device '{name}' is not available here. Available: {', '.join(d for d in there if there[d])}.")
+        raise KdbenchError(
+            f"The device '{name}' is not available here. Available: {', '.join(d for d in there if there[d])}."
+        )
     return name
 
 
@@ -177,11 +179,14 @@ def _refuse_strangers(plan: Plan, out: Path) -> None:
     strangers = sorted(path.name for path in (out / FOLDER).glob("*.json") if path.name not in expected)
     if strangers:
         raise KdbenchError(
-            f"{out} holds {len(strangers)} cells of another matrix ({strangers[0]}, ...). Choose another folder with --out, or remove it."
+            f"{out} holds {len(strangers)} cells of another matrix ({strangers[0]}, ...). "
+            "Choose another folder with --out, or remove it."
         )
 
 
 def _write_plan(plan: Plan, store: Store, out: Path) -> None:
     """Say what this folder is to hold, for `kdbench status`."""
     stages = [{"key": stage.key, "label": stage.label} for stage in plan.stages.values()]
-    write_json(out / PLAN, {"store": os.path.relpath(store.root, out), "stages": stages, "cells": [c.name for c in plan.cells]})
+    write_json(
+        out / PLAN, {"store": os.path.relpath(store.root, out), "stages": stages, "cells": [c.name for c in plan.cells]}
+    )

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import inspect
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ def source_digest(thing: Any) -> str:
     return _module_digest(module.__name__, _file(module))
 
 
-@lru_cache(maxsize=None)
+@cache
 def engine_digest(judging: bool) -> str:
     """Digest of the rules of the game as far as they shape a stage; the referee's only when it is `judging`."""
     game = Path(next(iter(kdbench.game.__path__)))
@@ -36,7 +36,7 @@ def engine_digest(judging: bool) -> str:
     return _digest([*files, runner])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module_digest(name: str, file: Path) -> str:
     seen: dict[str, Path] = {}
     todo = [(name, file)]

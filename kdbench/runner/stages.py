@@ -56,7 +56,8 @@ def _data(spec: Spec, desk: Desk) -> Numbers:
         tensors |= {f"{name}.x": split.x, f"{name}.y": split.y}
     tensors["classes"] = torch.tensor(images.train.classes)
     save_tensors(tensors, desk.out / TENSORS)
-    return {"classes": images.train.classes} | {name: len(getattr(images, name)) for name in SPLITS}
+    sizes: Numbers = {name: len(getattr(images, name)) for name in SPLITS}
+    return {"classes": images.train.classes, **sizes}
 
 
 def _train(spec: Spec, desk: Desk) -> Numbers:
@@ -163,7 +164,9 @@ class Workshop:
         """Keep the result of a method. Raises `KdbenchError` unless it is of this side's architecture."""
         expected = {name: value.shape for name, value in self._build(self.own).state_dict().items()}
         if {name: value.shape for name, value in network.state_dict().items()} != expected:
-            raise KdbenchError(f"The {whose} must return a network of its side's architecture '{self.own}', as ctx.new_student() makes it.")
+            raise KdbenchError(
+                f"The {whose} must return a network of its side's architecture '{self.own}', as ctx.new_student() does."
+            )
         save_weights(network, desk.out / WEIGHTS)
 
     def _build(self, name: str) -> nn.Module:

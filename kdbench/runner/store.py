@@ -47,7 +47,9 @@ class Store:
             for name in (*KINDS, "specs", "failures", "claims", "work", "tmp", "log"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise KdbenchError(f"The store {root} cannot be used: {error.strerror}. Choose another with --store.") from None
+            raise KdbenchError(
+                f"The store {root} cannot be used: {error.strerror}. Choose another with --store."
+            ) from None
 
     def path(self, key: str) -> Path:
         """Where the finished stage `key` lies."""

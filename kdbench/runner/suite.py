@@ -206,7 +206,9 @@ class _Reader:
             entry = registry.find(kind, method)
             cls = entry.load()
         if not (isinstance(cls, type) and issubclass(cls, base)):
-            raise KdbenchError(f"The {kind} '{method}' of {entry.origin} is not a subclass of kdbench.api.{base.__name__}.")
+            raise KdbenchError(
+                f"The {kind} '{method}' of {entry.origin} is not a subclass of kdbench.api.{base.__name__}."
+            )
         with self._blame(kind, label):
             choice = Choice(label, method, build(cls, values, f"{kind}.{label}"), entry.origin)
             for name in choice.instance.networks() if kind == "attack" else ():
@@ -215,7 +217,10 @@ class _Reader:
 
     def _check_others(self, suite: Suite) -> None:
         """Tables of methods that are not played (`--attack` leaves some out) must be right all the same."""
-        for kind, base, played in (("defense", Defense, suite.defenses), ("attack", Attack, suite.attacks + suite.baselines)):
+        for kind, base, played in (
+            ("defense", Defense, suite.defenses),
+            ("attack", Attack, suite.attacks + suite.baselines),
+        ):
             others = [label for label in self._get(kind) if label not in {choice.label for choice in played}]
             for label in others:
                 with self._blame(kind, label):

@@ -103,7 +103,9 @@ class PlainWatcher(SilentWatcher):
     def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
         """Say what runs, if nothing was said for a while."""
         if running and time.monotonic() - self._spoke > PLAIN_SECONDS:
-            self._say("running: " + "; ".join(f"{s.label} {share:.0%} {text}".rstrip() for s, share, text in running.values()))
+            self._say(
+                "running: " + "; ".join(f"{s.label} {share:.0%} {text}".rstrip() for s, share, text in running.values())
+            )
 
     def _say(self, text: str) -> None:
         self._spoke = time.monotonic()

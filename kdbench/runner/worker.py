@@ -62,7 +62,14 @@ def _do(store: Store, key: str, out: Path, journal: Journal) -> dict[str, Any]:
     metrics = run_stage(order["kind"], order["spec"], desk)
     seconds = time.perf_counter() - start
     content = {"content": file_digest(out / TENSORS)} if order["kind"] == "data" else {}
-    return {**order, **content, "metrics": metrics, "pictures": journal.pictures, "seconds": seconds, "machine": machine()}
+    return {
+        **order,
+        **content,
+        "metrics": metrics,
+        "pictures": journal.pictures,
+        "seconds": seconds,
+        "machine": machine(),
+    }
 
 
 def _settle(numerics: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the forkserver imports once, so that a stage starts in 0.02 s: torch, what deterministic mode and a first optimiser import."""
+"""What the forkserver imports once, so that a stage starts in 0.02 s: torch, and what its first uses import."""
 
 import torch
 import torchattacks  # noqa: F401
