@@ -26,12 +26,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Player:
-    """A method in a cell: its label in the benchmark file, the registered method behind it, and its fields."""
+    """A method in a cell: its label in the benchmark file, the registered method behind it, and its fields.
+
+    recipe: a defense's own recipe where it does not train as the victim was trained.
+    """
 
     label: str
     method: str
     fields: dict[str, Any]
     origin: str
+    recipe: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,15 @@ def _required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _sentence(where: str, value: object, error: ValidationError, hint: Any) -> KdbenchError:
-    first = error.errors()[0]
-    inside = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
-    allowed = first["msg"].replace("Input should be", "must be").replace("Value error, ", "")
-    if first["type"] == "enum":  # people write enums by name
-        allowed = f"must be one of {', '.join(member.name.lower() for member in hint)}"
-    return KdbenchError(f"{where}{inside} {allowed}, not {value!r}.")
+    errors = error.errors()
+    depth = max(len(e["loc"]) for e in errors)  # of a union's branches, the one that got furthest was meant
+    deepest = [e for e in errors if len(e["loc"]) == depth]
+    inside = "".join(f"[{part}]" for part in deepest[0]["loc"] if isinstance(part, int))
+    allowed = " or ".join(dict.fromkeys(_allowed(e["type"], e["msg"], hint) for e in deepest))
+    return KdbenchError(f"{where}{inside} {allowed.replace(' or must be ', ' or ')}, not {value!r}.")
+
+
+def _allowed(kind: str, message: str, hint: Any) -> str:
+    if kind == "enum" and isinstance(hint, type) and issubclass(hint, Enum):  # people write enums by name
+        return f"must be one of {', '.join(member.name.lower() for member in hint)}"
+    return message.replace("Input should be", "must be").replace("Value error, ", "")

@@ -57,21 +57,26 @@ class Meter:
 class Oracle:
     """All that an attack gets of the victim: counts every answered image, reveals no more than was granted.
 
-    The service and the model are closed over, not stored: an attack that looks around in the oracle finds neither.
+    The service and the model are closed over, not stored: an attack that looks around in the oracle finds neither. So
+    are the rules: writing another threat model into the oracle changes nothing.
     """
 
     def __init__(self, service: Service, threat: ThreatModel, model: nn.Module, meter: Meter | None = None) -> None:
         meter = meter or Meter()
 
         def ask(x: Tensor) -> Tensor:
+            if threat.answers is Answers.NOTHING:
+                raise Refused("asked the victim under a threat model that grants nothing")
             _check_images(x)
-            self._afford(len(x), meter)
+            _afford(len(x), threat.budget, meter)
             meter.answered += len(x)
             with torch.no_grad():
                 answers = torch.cat([truncate(service(part), threat) for part in x.split(ANSWER_CHUNK)])
             return answers.detach()
 
         def hand_out() -> nn.Module:
+            if threat.answers is not Answers.WEIGHTS:
+                raise Refused(f"asked for the weights, but only {threat.answers.name.lower()} were granted")
             return copy.deepcopy(model).eval().requires_grad_(False)
 
         self.threat = threat
@@ -82,8 +87,6 @@ class Oracle:
 
         Raises `Refused` before answering when the budget does not cover all of `x`, or nothing was granted.
         """
-        if self.threat.answers is Answers.NOTHING:
-            raise Refused("asked the victim under a threat model that grants nothing")
         return self._ask(x)
 
     @property
@@ -98,14 +101,7 @@ class Oracle:
 
     def model(self) -> nn.Module:
         """A frozen copy of the hardened model; raises `Refused` unless weights were granted."""
-        if self.threat.answers is not Answers.WEIGHTS:
-            raise Refused(f"asked for the weights, but only {self.threat.answers.name.lower()} were granted")
         return self._hand_out()
-
-    def _afford(self, images: int, meter: Meter) -> None:
-        budget = self.threat.budget
-        if budget is not None and meter.answered + images > budget:
-            raise Refused(f"asked for {images} answers with {budget - meter.answered} of {budget} left")
 
 
 def truncate(log_p: Tensor, threat: ThreatModel) -> Tensor:
@@ -118,10 +114,18 @@ def truncate(log_p: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def keep_top(log_p: Tensor, n: int) -> Tensor:
-    """Keep the `n` largest of each row, renormalised; -inf for the rest. By index: ties never enlarge the support."""
-    top = log_p.topk(min(n, log_p.shape[1]), dim=1)
-    kept = torch.full_like(log_p, -torch.inf).scatter(1, top.indices, top.values)
+    """Keep the `n` largest of each row, renormalised; -inf for the rest. By index: ties never enlarge the support.
+
+    Of equal entries the first is kept, as argmax has it.
+    """
+    values, order = log_p.sort(dim=1, descending=True, stable=True)
+    kept = torch.full_like(log_p, -torch.inf).scatter(1, order[:, :n], values[:, :n])
     return kept.log_softmax(dim=1)
+
+
+def _afford(images: int, budget: int | None, meter: Meter) -> None:
+    if budget is not None and meter.answered + images > budget:
+        raise Refused(f"asked for {images} answers with {budget - meter.answered} of {budget} left")
 
 
 def _check_images(x: Tensor) -> None:

@@ -34,6 +34,7 @@ def fit(model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context) -
         if not math.isfinite(total):
             raise Diverged(epoch)
         work.finished(epoch, total)
+    work.optimizer.zero_grad(set_to_none=True)  # gradients are a second copy of the weights
     model.eval()
 
 

@@ -65,11 +65,15 @@ def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Mapping):  # pairs: JSON would turn an optimiser's integer keys into strings
-        return {"mapping": [[key, _take_out(item, tensors)] for key, item in value.items()]}
+        return {"mapping": [[_plain(key), _take_out(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return {"list": [_take_out(item, tensors) for item in value]}
+    return {"value": _plain(value)}
+
+
+def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
-        return {"value": value}
+        return value
     raise KdbenchError(f"a checkpoint holds tensors and plain values, not a {type(value).__name__}")
 
 

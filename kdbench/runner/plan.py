@@ -164,7 +164,7 @@ class _Planner:
             "defense": _method(defense),
             "victim": victim,
             "network": network(self._suite.victim),
-            "recipe": plain(self._suite.victim_recipe),
+            "recipe": plain(defense.recipe or self._suite.victim_recipe),
             "seed": seed,
         }
         return self._add("harden", spec, (self._data, victim), f"harden by {defense.label}, seed {seed}")
@@ -225,7 +225,7 @@ def serves_only(defense: Defense) -> bool:
 
 def player(choice: Choice) -> Player:
     """The record of a method in a cell."""
-    return Player(choice.label, choice.method, choice.fields, choice.origin)
+    return Player(choice.label, choice.method, choice.fields, choice.origin, plain(choice.recipe))
 
 
 @cache

@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,10 @@ class Store:
     def failure(self, key: str) -> Json | None:
         """Why the last attempt at `key` failed, if it said so."""
         path = self.root / "failures" / f"{_flat(key)}.json"
-        return read_json(path) if path.name in os.listdir(path.parent) else None
+        try:
+            return read_json(path) if path.name in os.listdir(path.parent) else None
+        except FileNotFoundError:  # another driver forgave it meanwhile
+            return None
 
     def forgive(self, key: str) -> None:
         """Forget a failure, before another attempt."""
@@ -151,24 +154,27 @@ class Store:
     def claim(self, key: str) -> Iterator["Claim | None"]:
         """Hold `key` while working on it; None when somebody alive holds it. Saves work only: correctness never rests on it."""
         path = self.root / "claims" / _flat(key)
-        mine = _take(path) or (_break_stale(path) and _take(path))
+        mine = _take(path)
+        if not mine and _break_stale(path):
+            mine = _take(path)
         try:
-            yield Claim(path) if mine else None
+            yield Claim(path, mine) if mine else None
         finally:
-            if mine:
+            if _read(path) == mine:  # a claim that was broken may be somebody else's by now
                 path.unlink(missing_ok=True)
 
 
 class Claim:
     """A claim that is held; its heartbeat is the file's mtime."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, mine: str) -> None:
+        self._path, self._mine = path, mine
 
     def beat(self) -> None:
-        """Say that the holder is alive."""
-        if self._path.exists():
-            os.utime(self._path)
+        """Say that the holder is alive; nothing when the claim was broken."""
+        if _read(self._path) == self._mine:
+            with suppress(FileNotFoundError):  # broken just now
+                os.utime(self._path)
 
 
 def read_json(path: Path) -> Json:
@@ -196,31 +202,53 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _take(path: Path) -> bool:
+def _take(path: Path) -> str:
+    """Make a claim file; what it says (host, process, a random token), or nothing when there is one already."""
+    mine = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
-        return False
-    os.write(handle, f"{socket.gethostname()} {os.getpid()}".encode())
+        return ""
+    os.write(handle, mine.encode())
     os.close(handle)
-    return True
+    return mine
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _break_stale(path: Path) -> bool:
-    """Remove a claim whose holder is dead; by renaming, so that only one of several who try succeeds."""
+    """Remove a claim whose holder is dead; False when it is alive, or somebody else is breaking the claim just now.
+
+    One at a time judges and removes: otherwise the second would remove the fresh claim that the first has made.
+    """
+    breaking = path.with_name(f"{path.name}.breaking")
+    if not _take(breaking):
+        if _is_stale(breaking):  # died while breaking
+            breaking.unlink(missing_ok=True)
+        return False
     try:
-        if not (_holder_is_dead(path) or _silent_seconds(path) > CLAIM_SECONDS):
-            return False
-        broken = path.with_name(f"{path.name}.{secrets.token_hex(4)}.broken")
-        path.rename(broken)
-        broken.unlink()
+        stale = _is_stale(path)
+        if stale:
+            path.unlink(missing_ok=True)
+        return stale
+    finally:
+        breaking.unlink(missing_ok=True)
+
+
+def _is_stale(path: Path) -> bool:
+    try:
+        return _holder_is_dead(path) or _silent_seconds(path) > CLAIM_SECONDS
     except FileNotFoundError:  # its holder let go meanwhile
-        pass
-    return True
+        return True
 
 
 def _holder_is_dead(path: Path) -> bool:
-    host, _, pid = path.read_text(encoding="utf-8").partition(" ")
+    host, pid, *_ = (*path.read_text(encoding="utf-8").split(" "), "")
     if host != socket.gethostname() or not pid:
         return False
     try:
@@ -243,7 +271,7 @@ def _silent_seconds(path: Path) -> float:
 
 
 def sweep(store: Store, days: float = 7) -> None:
-    """Remove scratch folders and probes that died long ago."""
+    """Remove scratch folders of workers that died long ago."""
     for folder in (store.root / "tmp").iterdir():
         if time.time() - folder.stat().st_mtime > days * 86400:
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ NO_DEFENSE = "none"
 
 @dataclass(frozen=True)
 class Choice:
-    """A method as a benchmark names it: its label, the registered method behind it, and an instance with its fields."""
+    """A method as a benchmark names it: its label, the registered method behind it, and an instance with its fields.
+
+    recipe: what a defense changes in the victim's recipe for its own trainings. Attacks change nothing: same thief for all.
+    """
 
     label: str
     method: str
     instance: Any
     origin: str
+    recipe: Recipe | None = None
 
     @property
     def fields(self) -> Tree:
@@ -80,8 +85,7 @@ TABLES = ("dataset", "threat", "victim", "student", "robustness", "defense", "at
 
 def shipped() -> list[str]:
     """Names of the benchmark files that ship with kdbench."""
-    folder = files("kdbench.benchmarks") / "suites"
-    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+    return sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml"))
 
 
 def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
@@ -104,15 +108,27 @@ def _text(name: str) -> tuple[str, str]:
         path = Path(name)
         if not path.is_file():
             raise KdbenchError(f"There is no benchmark file {name}.")
-        return name, path.read_text(encoding="utf-8")
+        try:
+            return name, path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise KdbenchError(f"{name} is not TOML: its text is not UTF-8.") from None
     if name not in shipped():
         raise KdbenchError(f"{unknown('suite', name, shipped())} A path to a .toml file works too.")
-    return f"{name}.toml", (files("kdbench.benchmarks") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
+    return f"{name}.toml", (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _folder() -> Traversable:
+    try:
+        return files("kdbench.benchmarks") / "suites"
+    except ModuleNotFoundError:  # the checkout's kdbench without its wings, as in the registry
+        raise KdbenchError(
+            "The benchmarks of kdbench cannot be imported. Inside a checkout, run pip install -e ."
+        ) from None
 
 
 def _put(tree: Tree, path: str, value: object) -> None:
     """Set the value at a dotted path, making tables on the way."""
-    *tables, key = path.split(".")
+    *tables, key = _parts(path)
     for table in tables:
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):
@@ -134,9 +150,6 @@ class _Reader:
         rules = self._rules()
         with self._blame("seeds"):
             seeds = _seeds(rules.seeds)
-        victims = self._side("victim")
-        if len(victims) != 1:
-            raise KdbenchError(f"{self._file}: victim.network names one network, not {len(victims)}.")
         suite = Suite(
             name=Path(self._file).stem,
             title=rules.title,
@@ -145,7 +158,7 @@ class _Reader:
             tolerance=rules.tolerance,
             threat=self._table(ThreatModel, "threat"),
             evasion=self._table(Evasion, "robustness"),
-            victim=victims[0],
+            victim=self._victim(),
             victim_recipe=self._table(Recipe, "victim", "recipe"),
             students=self._side("student"),
             student_recipe=self._table(Recipe, "student", "recipe"),
@@ -158,12 +171,12 @@ class _Reader:
 
     def _rules(self) -> _Rules:
         known = (*hints(_Rules), *TABLES)
-        for key in self._tree.keys() - set(known):
+        for key in [key for key in self._tree if key not in known]:
             with self._blame(key):
                 raise unknown("field", key, known, "the benchmark file")
         values = {key: value for key, value in self._tree.items() if key not in TABLES}
         with self._blame():
-            return build(_Rules, values, "the benchmark file")
+            return build(_Rules, values, "benchmark")
 
     def _dataset(self) -> Choice:
         given = self._tree.get("dataset", "digits")
@@ -173,18 +186,36 @@ class _Reader:
             entry = registry.find("dataset", name)
             return Choice(name, name, build(entry.load(), values, "dataset"), entry.origin)
 
+    def _victim(self) -> str:
+        networks = self._side("victim")
+        with self._blame("victim", self._spelling("victim")):
+            if len(networks) != 1:
+                raise KdbenchError(f"victim.network names one network, not {len(networks)}.")
+        return networks[0]
+
     def _side(self, side: str) -> tuple[str, ...]:
         table = self._get(side)
-        given = table.get("networks", table.get("network"))
         stray = sorted(set(table) - {"network", "networks", "recipe"})
         with self._blame(side, *stray[:1]):
             if stray:
                 raise unknown("field", stray[0], ("network", "networks", "recipe"), side)
+        with self._blame(side, self._spelling(side)):
+            given = table.get(self._spelling(side))
+            if not given:
+                raise KdbenchError(f"{side}.network must name a network, one of {', '.join(registry.names('model'))}.")
             networks = build(_Sides, {"networks": [given] if isinstance(given, str) else given}, side).networks
-        with self._blame(side, "networks" if "networks" in table else "network"):
             for name in networks:
                 registry.find("model", name)
         return networks
+
+    def _spelling(self, side: str) -> str:
+        """Whether the networks of a side stand under `network` or `networks`; what was changed counts."""
+        written = [key for key in ("networks", "network") if key in self._get(side)]
+        changed = [key for key in written if (side, key) in self._changed]
+        if len(written) == 2 and not changed:
+            with self._blame(side, "networks"):
+                raise KdbenchError(f"{side} has both network and networks; write one of them.")
+        return (changed or written or ["network"])[0]
 
     def _table(self, cls: type, *path: str) -> Any:
         with self._blame(*path):
@@ -195,14 +226,16 @@ class _Reader:
         with self._blame(key):
             if doubled:
                 raise KdbenchError(f"'{doubled[0]}' is named twice among the {key}.")
-            return tuple(self._choice(kind, key, label, base) for label in labels)
+            return tuple(self._choice(kind, label, base, (key,)) for label in labels)
 
-    def _choice(self, kind: str, key: str, label: str, base: type) -> Choice:
+    def _choice(self, kind: str, label: str, base: type, named: tuple[str, ...]) -> Choice:
+        """The method that a label stands for; `named` is the place where the label was chosen."""
         if not re.fullmatch(r"[\w.+-]+", label):
             raise KdbenchError(f"'{label}' cannot be a label: letters, digits, '.', '+', '-' and '_' can.")
         values = dict(self._get(kind, label))
         method = str(values.pop("method", label))
-        with self._blame(*((kind, label, "method") if method != label else (key,))):
+        recipe = self._own_recipe(label) if kind == "defense" and values.pop("recipe", None) is not None else None
+        with self._blame(*((kind, label, "method") if method != label else named)):
             entry = registry.find(kind, method)
             cls = entry.load()
         if not (isinstance(cls, type) and issubclass(cls, base)):
@@ -210,10 +243,16 @@ class _Reader:
                 f"The {kind} '{method}' of {entry.origin} is not a subclass of kdbench.api.{base.__name__}."
             )
         with self._blame(kind, label):
-            choice = Choice(label, method, build(cls, values, f"{kind}.{label}"), entry.origin)
+            choice = Choice(label, method, build(cls, values, f"{kind}.{label}"), entry.origin, recipe)
             for name in choice.instance.networks() if kind == "attack" else ():
                 registry.find("model", name)
         return choice
+
+    def _own_recipe(self, label: str) -> Recipe:
+        """The victim's recipe with the changes in `[defense.<label>.recipe]`."""
+        changes = self._get("defense", label, "recipe")
+        with self._blame("defense", label, "recipe"):
+            return build(Recipe, {**self._get("victim", "recipe"), **changes}, f"defense.{label}.recipe")
 
     def _check_others(self, suite: Suite) -> None:
         """Tables of methods that are not played (`--attack` leaves some out) must be right all the same."""
@@ -224,7 +263,7 @@ class _Reader:
             others = [label for label in self._get(kind) if label not in {choice.label for choice in played}]
             for label in others:
                 with self._blame(kind, label):
-                    self._choice(kind, kind, label, base)
+                    self._choice(kind, label, base, (kind, label))
 
     def _get(self, *path: str) -> Tree:
         tree: Any = self._tree
@@ -244,10 +283,16 @@ class _Reader:
         except _Blamed:
             raise
         except KdbenchError as error:
-            place = (*path, error.field) if error.field else tuple(path)
-            line = None if place in self._changed else _line(self._text, place) or _line(self._text, path)
-            # Without a line it comes from the command line, not from the file.
-            raise _Blamed(f"{self._file}, line {line}: {error}" if line else str(error)) from None
+            raise _Blamed(f"{self._place((*path, error.field) if error.field else path)}{error}") from None
+
+    def _place(self, place: tuple[str, ...]) -> str:
+        """File and line of a place, as the beginning of a sentence; empty when it comes from the command line."""
+        written = place in (key for _, key in _keys(self._text))
+        made = any(place[: len(change)] == change or change[: len(place)] == place for change in self._changed)
+        if place in self._changed or (made and not written):
+            return ""
+        line = _line(self._text, place)
+        return f"{self._file}, line {line}: " if line else f"{self._file}: "
 
 
 def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -257,24 +302,29 @@ def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-def _line(text: str, path: Sequence[str]) -> int | None:
-    """The line (from 1) of the key or table at `path` in a TOML text."""
+def _line(text: str, path: tuple[str, ...]) -> int | None:
+    """The line (from 1) of the key or table at `path` in a TOML text, else of something in it, else of what holds it."""
+    for depth in range(len(path), 0, -1):
+        found = [(len(key), number) for number, key in _keys(text) if key[:depth] == path[:depth]]
+        if found:
+            return min(found)[1]
+    return None
+
+
+def _keys(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The lines (from 1) on which a table or a key begins, each with its full path."""
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
             table = _parts(header[1])
-            found: tuple[str, ...] = table
-        elif key := re.match(r"\s*([\w.\"'-]+)\s*=", line):
-            found = (*table, *_parts(key[1]))
-        else:
-            continue
-        if found == tuple(path):
-            return number
-    return None
+            yield number, table
+        elif key := re.match(r"\s*([\w.\"'+-]+)\s*=", line):
+            yield number, (*table, *_parts(key[1]))
 
 
 def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+    """The names in a dotted key; a quoted one may hold dots."""
+    return tuple("".join(names) for names in re.findall(r"""\"([^"]*)\"|'([^']*)'|([^."'\s]+)""", dotted)) or (dotted,)
 
 
 def with_yardstick(suite: Suite) -> Suite:

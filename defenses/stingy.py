@@ -1,0 +1,38 @@
+"""Stingy Teacher: Ma et al., "Sparse Logits Suffice to Fail Knowledge Distillation", PAIR^2Struct at ICLR 2022."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.api import Context, Defense, Fraction, Service, keep_top
+
+
+@dataclass(frozen=True)
+class Stingy(Defense):
+    """Reveals the top `ratio` of the classes, renormalised, and nothing of the rest; the victim stays as it is.
+
+    Of K classes floor(ratio K), at least one, are revealed. hidden: "minus-infinity" withholds the others, as the
+    official code does; "zero" writes 0 into their logits, as the abstract words it: a weaker ablation, in which a
+    class whose logit was negative rises and may even win. Default: the CIFAR-10 value.
+    """
+
+    ratio: Fraction = 0.2
+    hidden: Literal["minus-infinity", "zero"] = "minus-infinity"
+
+    def serve(self, model: nn.Module, ctx: Context) -> Service:
+        hide = zero_rest if self.hidden == "zero" else keep_top
+        revealed = self.revealed(ctx.data.classes)
+        return lambda x: hide(model(x), revealed)
+
+    def revealed(self, classes: int) -> int:
+        """How many of so many classes are revealed, from 1 to all."""
+        return max(1, math.floor(self.ratio * classes + 1e-9))  # 0.29 * 100 is 28.999999999999996
+
+
+def zero_rest(z: Tensor, n: int) -> Tensor:
+    """Log-probabilities (N,K) of logits `z` with 0 written into all but the `n` largest of each row."""
+    top = z.topk(min(n, z.shape[1]), dim=1)
+    return torch.zeros_like(z).scatter(1, top.indices, top.values).log_softmax(dim=1)

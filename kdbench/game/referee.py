@@ -1,0 +1,62 @@
+"""The referee: scores victims and students on images that no player has seen. Accuracies are counts over all."""
+
+from torch import Tensor, nn
+
+from kdbench.errors import KdbenchError
+from kdbench.game.data import Images, Split
+from kdbench.game.robustness import Evasion, adversarial, at_rest, labels, sensitivity, transfer
+from kdbench.game.threat import Service
+
+
+def judge_victim(model: nn.Module, service: Service, images: Images, evasion: Evasion, seed: int) -> dict[str, float]:
+    """Metrics of a defended victim: accuracy as `service` answers; evasion of the hardened `model`, its weights known.
+
+    Raises `KdbenchError` when there is nothing to judge on.
+    """
+    scores = {
+        "victim_acc": _share(labels(service, images.test.x) == images.test.y),
+        "victim_val_acc": _share(labels(service, images.validation.x) == images.validation.y),
+    }
+    return scores | _under_attack("victim", model, images.test, evasion, seed)
+
+
+def judge_student(student: nn.Module, images: Images, evasion: Evasion, seed: int) -> dict[str, float]:
+    """Metrics of a student by itself: accuracy, and evasion with its weights known.
+
+    Raises `KdbenchError` when there is nothing to judge on.
+    """
+    with at_rest(student):
+        predicted = labels(student, images.test.x)
+        scores = {
+            "student_acc": _share(predicted == images.test.y),
+            "student_val_acc": _share(labels(student, images.validation.x) == images.validation.y),
+        }
+    return scores | _under_attack("student", student, images.test, evasion, seed, predicted=predicted)
+
+
+def compare(student: nn.Module, service: Service, images: Images, evasion: Evasion, seed: int) -> dict[str, float]:
+    """Metrics of a student beside the victim as served, by a service that the thief has not touched.
+
+    Each test image is asked once, and once more as an adversarial example. Raises `KdbenchError` without test images.
+    """
+    served = labels(service, images.test.x)
+    with at_rest(student):
+        scores = {"agreement": _share(labels(student, images.test.x) == served)}
+    if evasion.level != "none":
+        scores["transfer"] = transfer(student, service, images.test, evasion, seed, served=served)
+    return scores
+
+
+def _under_attack(
+    who: str, model: nn.Module, test: Split, evasion: Evasion, seed: int, *, predicted: Tensor | None = None
+) -> dict[str, float]:
+    if evasion.level == "none":
+        return {}
+    scores = adversarial(model, test, evasion, seed, predicted=predicted) | {"sensitivity": sensitivity(model, test.x)}
+    return {f"{who}_{name}": value for name, value in scores.items()}
+
+
+def _share(hits: Tensor) -> float:
+    if not len(hits):
+        raise KdbenchError("there are no images to judge on: a data set needs validation and test images")
+    return int(hits.sum()) / len(hits)

@@ -1,0 +1,234 @@
+"""Evasion: adversarial examples against a network, how far they carry over, and how much its logits hang on the pixels.
+
+The attacks are torchattacks', with every parameter passed; what they return is judged here, never by them. Networks
+normalise inside, so images, steps and radii are in pixels, [0,1].
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt, Lt
+from torch import Tensor, nn
+
+from kdbench.game.data import Split
+from kdbench.game.fields import Checked, Count, NonNegative, Positive
+from kdbench.game.methods import derive, seeded
+from kdbench.game.threat import Service
+
+BATCH = 512  # images asked or attacked at once; part of the protocol: random starts and C&W's early stop depend on it
+SLACK = 1e-6  # rounding that an example may lie outside its ball
+DLR_CLASSES = 4  # the targeted DLR loss of AutoAttack divides by a difference of the four largest logits
+
+Evade = Callable[[Tensor, Tensor], Tensor]
+"""Images (N,C,H,W) in [0,1] and their labels (N,) -> what shall be adversarial examples of them (N,C,H,W)."""
+
+
+@dataclass(frozen=True)
+class Evasion(Checked):
+    """Which adversarial examples a network is judged by, all untargeted, in pixels [0,1].
+
+    level: "none", "fast" (FGSM and PGD), "full" (C&W and AutoAttack too). eps: radius of the L-inf ball of all but C&W.
+    C&W (L2): `cw_steps` of Adam at `cw_lr` in atanh space on |d|^2 + cw_c max(z_y - max z_other, -cw_kappa), for this
+    one c: torchattacks does not search for it, so norms are those of this c and not the smallest there are. In atanh
+    space a pixel at 0 or 1 lies at infinity and never moves: images start `cw_inset` inside (half a grey level is
+    0.002). From there cw_steps times cw_lr bounds its way; the library's 50 steps of 0.01 would leave it where it is.
+    AutoAttack: the standard four (APGD-CE, targeted APGD-DLR, targeted FAB, Square) with the published settings, each
+    on what the ones before it could not fell; torchattacks' own bundle takes 10 steps instead of 100. It is not the
+    original code: say so beside published figures.
+    """
+
+    level: Literal["none", "fast", "full"] = "fast"
+    eps: Positive = 8 / 255
+    pgd_step: Positive = 2 / 255
+    pgd_steps: Count = 20
+    pgd_random_start: bool = True
+    cw_c: Positive = 1.0
+    cw_kappa: NonNegative = 0.0
+    cw_steps: Count = 200
+    cw_lr: Positive = 0.05
+    cw_inset: Annotated[float, Gt(0), Lt(0.5)] = 1e-3
+    autoattack_steps: Count = 100
+    autoattack_targets: Count = 9
+    autoattack_queries: Count = 5000
+
+
+def adversarial(
+    model: nn.Module, data: Split, evasion: Evasion, seed: int, *, predicted: Tensor | None = None
+) -> dict[str, float]:
+    """How `model` (images -> logits) bears up under attack with its weights known, by name of metric; {} at level none.
+
+    adv_fgsm, adv_pgd, adv_autoattack: images classified rightly under attack / all images; what is wrong from the start
+    is not attacked. cw_success: share of the rightly classified images that C&W fells. cw_l2: mean L2 norm of those
+    perturbations. A key is absent where there is nothing to tell: AutoAttack below 4 classes (its loss needs them), the
+    norm when C&W fells nothing, both of C&W when no image is classified rightly. predicted: the labels (N,) that the
+    model gives to `data`, where they are known. Cross-entropy has no gradient left where logits lie 100 apart (nets
+    distilled at a high temperature): FGSM and PGD then find nothing, and level full tells.
+    """
+    if evasion.level == "none":
+        return {}
+    with at_rest(model):
+        predicted = labels(model, data.x) if predicted is None else predicted
+        right = _where(predicted == data.y, data)
+        scores = {}
+        for name, evades in _trials(model, evasion, data.classes, seed).items():
+            with seeded(derive(seed, name), str(data.x.device)):  # torchattacks draws from the global generator
+                scores[name] = _standing(evades, model, right, evasion.eps) / len(data)
+        return scores | (_carlini_wagner(model, right, evasion) if evasion.level == "full" else {})
+
+
+def transfer(
+    student: nn.Module, service: Service, data: Split, evasion: Evasion, seed: int, *, served: Tensor | None = None
+) -> float:
+    """Share of PGD examples made on `student` that the served victim gets wrong, of images that it classifies rightly.
+
+    served: the labels (N,) that the service gives to `data`, where it has been asked. 0 when the victim is never right.
+    """
+    served = labels(service, data.x) if served is None else served
+    right = _where(served == data.y, data)
+    with at_rest(student), seeded(derive(seed, "transfer"), str(data.x.device)):
+        standing = _standing([_pgd(student, evasion)], service, right, evasion.eps)
+    return (len(right) - standing) / len(right) if len(right) else 0.0
+
+
+def sensitivity(model: nn.Module, x: Tensor) -> float:
+    """Mean over images and pixels of |d(sum of all logits)/d(pixel)| at T = 1, for images `x` (N,C,H,W) in [0,1].
+
+    The measure of Mandal & Gao 2023 (arXiv 2305.08076), as their code has it: of the logits, not of a loss.
+    """
+    with at_rest(model):
+        return math.fsum(float(_slope(model, part).abs().sum()) for part in torch.split(x, BATCH)) / x.numel()
+
+
+def labels(answer: Service, x: Tensor) -> Tensor:
+    """The label (N,) of the largest of the answers to each of `x` (N,C,H,W), by a service or a network."""
+    with torch.no_grad():
+        return torch.cat([answer(part).argmax(dim=1) for part in torch.split(x, BATCH)])
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Eval mode and frozen parameters inside; afterwards every module and parameter as it was found."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+def _trials(model: nn.Module, evasion: Evasion, classes: int, seed: int) -> dict[str, Sequence[Evade]]:
+    trials: dict[str, Sequence[Evade]] = {"adv_fgsm": [_fgsm(model, evasion)], "adv_pgd": [_pgd(model, evasion)]}
+    if evasion.level == "full" and classes >= DLR_CLASSES:
+        trials["adv_autoattack"] = _autoattack(model, evasion, classes, derive(seed, "adv_autoattack"))
+    return trials
+
+
+def _standing(evades: Sequence[Evade], judge: Service, data: Split, eps: float) -> int:
+    """How many of `data` stand after all of `evades`, each tried on what the ones before it could not fell."""
+    left = torch.arange(len(data), device=data.x.device)
+    for evade in evades:
+        if len(left):
+            left = torch.cat([index[_stand(evade, judge, data.take(index), eps)] for index in torch.split(left, BATCH)])
+    return len(left)
+
+
+def _stand(evade: Evade, judge: Service, data: Split, eps: float) -> Tensor:
+    """Whether each image (N,) stands: an example outside the ball, or that is no image, fells nothing."""
+    x = evade(data.x, data.y)
+    near = (x - data.x).abs().flatten(1).amax(dim=1) <= eps + SLACK
+    return ~(near & _are_images(x) & (labels(judge, x) != data.y))
+
+
+def _are_images(x: Tensor) -> Tensor:
+    return ((x >= 0) & (x <= 1)).flatten(1).all(dim=1)  # false for NaN
+
+
+def _where(chosen: Tensor, data: Split) -> Split:
+    return data.take(chosen.nonzero().flatten())
+
+
+def _fgsm(model: nn.Module, evasion: Evasion) -> Evade:
+    import torchattacks  # a second, needed nowhere else
+
+    evade: Evade = torchattacks.FGSM(model, eps=evasion.eps)
+    return evade
+
+
+def _pgd(model: nn.Module, evasion: Evasion) -> Evade:
+    import torchattacks
+
+    evade: Evade = torchattacks.PGD(
+        model,
+        eps=evasion.eps,
+        alpha=evasion.pgd_step,
+        steps=evasion.pgd_steps,
+        random_start=evasion.pgd_random_start,
+    )
+    return evade
+
+
+def _autoattack(model: nn.Module, evasion: Evasion, classes: int, seed: int) -> list[Evade]:
+    """The standard version for L-inf of Croce & Hein, "Reliable evaluation of adversarial robustness …", ICML 2020."""
+    import torchattacks
+
+    common = {"norm": "Linf", "eps": evasion.eps, "n_restarts": 1, "seed": seed, "verbose": False}
+    steps = common | {"steps": evasion.autoattack_steps}
+    some = min(evasion.autoattack_targets + 1, classes)  # torchattacks takes the targets' number plus one
+    return [
+        torchattacks.APGD(model, **steps, loss="ce", eot_iter=1, rho=0.75),
+        torchattacks.APGDT(model, **steps, eot_iter=1, rho=0.75, n_classes=some),
+        torchattacks.FAB(model, **steps, alpha_max=0.1, eta=1.05, beta=0.9, multi_targeted=True, n_classes=some),
+        torchattacks.Square(
+            model, **common, n_queries=evasion.autoattack_queries, p_init=0.8, loss="margin", resc_schedule=False
+        ),
+    ]
+
+
+def _carlini_wagner(model: nn.Module, right: Split, evasion: Evasion) -> dict[str, float]:
+    """cw_success and cw_l2 (see `adversarial`); norms are measured from the images, not from their insets."""
+    import torchattacks
+
+    if not len(right):
+        return {}
+    attack = torchattacks.CW(
+        _AboveZero(model), c=evasion.cw_c, kappa=evasion.cw_kappa, steps=evasion.cw_steps, lr=evasion.cw_lr
+    )
+    found = []
+    for x, y in zip(torch.split(right.x, BATCH), torch.split(right.y, BATCH), strict=True):
+        moved = attack(x.clamp(evasion.cw_inset, 1 - evasion.cw_inset), y)
+        felled = _are_images(moved) & (labels(model, moved) != y)
+        found.append((moved - x)[felled].flatten(1).norm(dim=1))
+    norms = torch.cat(found)
+    success = {"cw_success": len(norms) / len(right)}
+    return success | {"cw_l2": float(norms.mean())} if len(norms) else success
+
+
+class _AboveZero(nn.Module):
+    """The same network, each image's logits shifted so that the least is 1.
+
+    torchattacks' C&W hides a class by multiplying its logit with 0, which hides nothing among negative logits: a net
+    whose logits are all negative (log-probabilities, say) would seem to withstand it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()  # torchattacks would put the net into training mode after the attack, as it found its wrapper
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N,C,H,W) -> logits (N,K), the least of each row 1."""
+        z: Tensor = self.model(x)
+        return z - z.detach().amin(dim=1, keepdim=True) + 1
+
+
+def _slope(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(model(x).sum(), x)[0]

@@ -1,0 +1,30 @@
+"""What several test files need: a player's context on tiny data."""
+
+import itertools
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdbench import registry
+from kdbench.api import Context, Images, Log, Recipe, Split, seeded
+from kdbench.game.methods import derive
+from kdbench.zoo.datasets import Blobs
+
+
+def blobs() -> Images:
+    """Three classes of 1x8x8 images, 96 a split."""
+    return Blobs().load(Path())
+
+
+def context(data: Split, epochs: int = 2, seed: int = 0, model: str = "mini-8") -> Context:
+    """A player who owns `data` and trains `model` for `epochs` on the CPU; two with equal arguments do the same."""
+    calls = itertools.count()
+
+    def new_student(name: str | None = None) -> nn.Module:
+        with seeded(derive(seed, "student", next(calls))):
+            network: nn.Module = registry.load("model", name or model)(data.shape, data.classes)
+            return network
+
+    recipe = Recipe(epochs=epochs, batch=32, lr=0.05)
+    return Context(data, recipe, "cpu", seed, new_student, torch.Generator().manual_seed(seed), Log())
