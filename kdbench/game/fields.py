@@ -32,14 +32,15 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
+        cls: Any = type(self)
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            adapter = _adapters(self.__class__)[field.name]
+            adapter = _adapters(cls)[field.name]
             value = getattr(self, field.name)
             try:
                 typed = adapter.validate_python(value, strict=True)
             except ValidationError as error:
                 raise _sentence(
-                    f"{type(self).__name__}.{field.name}", value, error, hints(type(self))[field.name]
+                    f"{type(self).__name__}.{field.name}", value, error, hints(cls)[field.name]
                 ) from None
             object.__setattr__(self, field.name, typed)  # 1 given for a float becomes 1.0: equal fields, equal keys
 

@@ -32,6 +32,7 @@ class Evasion(Checked):
     """Which adversarial examples a network is judged by, all untargeted, in pixels [0,1].
 
     level: "none", "fast" (FGSM and PGD), "full" (C&W and AutoAttack too). eps: radius of the L-inf ball of all but C&W.
+    pgd_step is a length of its own: a wider ball wants longer steps (eps / 4), or PGD stays short of its edge.
     C&W (L2): `cw_steps` of Adam at `cw_lr` in atanh space on |d|^2 + cw_c max(z_y - max z_other, -cw_kappa), for this
     one c: torchattacks does not search for it, so norms are those of this c and not the smallest there are. In atanh
     space a pixel at 0 or 1 lies at infinity and never moves: images start `cw_inset` inside (half a grey level is

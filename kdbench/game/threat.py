@@ -79,8 +79,11 @@ class Oracle:
                 raise Refused(f"asked for the weights, but only {threat.answers.name.lower()} were granted")
             return copy.deepcopy(model).eval().requires_grad_(False)
 
+        def count() -> int:
+            return meter.answered
+
         self.threat = threat
-        self._ask, self._hand_out, self._count = ask, hand_out, lambda: meter.answered
+        self._ask, self._hand_out, self._count = ask, hand_out, count
 
     def __call__(self, x: Tensor) -> Tensor:
         """Log-probabilities (N,K), truncated to the grant, for images `x` (N,C,H,W) in [0,1].
