@@ -122,9 +122,10 @@ def show(kind: str, name: str) -> None:
     "--format", "format_", type=click.Choice(["table", "md", "csv", "json", "html"]), default="table", show_default=True
 )
 def leaderboard(folder: Path, format_: str) -> None:
-    """Make the leaderboards of a results FOLDER again and print them."""
+    """Make the leaderboards and the report of a results FOLDER again, out of its cells, and print the leaderboards."""
     from kdbench.board import report
 
+    report.write_all(folder)
     click.echo(report.leaderboards(folder, format_))
 
 

@@ -6,6 +6,7 @@
 Everything runs in seconds on a CPU, on made-up images. A broken law is a `BrokenContract` that names it.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import Refused
+from kdbench.errors import KdbenchError, Refused
 from kdbench.game.data import Split
 from kdbench.game.fields import build, plain
 from kdbench.game.methods import Attack, Context, Defense, Log, Recipe, derive
@@ -41,14 +42,15 @@ def check_defense(defense: Defense) -> None:
     asked again (unless declared stateful); equal seeds give equal bits, and torch's global generator is left alone.
     """
     _check_value(defense, Defense)
-    with _global_randomness_untouched("defense"):
+    with _global_randomness_untouched("a defense"):
         hardened, service = _defend(defense, seed=0)
-        again, _ = _defend(defense, seed=0)
-        _check_service(service, defense.stateful)
+        again, twin = _defend(defense, seed=0)
+        answers, others = _check_service(service, defense.stateful), twin(_questions())
     _require(
         _same(_state(hardened), _state(again)),
         "harden must give the same weights for the same seed: draw from ctx.generator only",
     )
+    _require(torch.equal(answers, others), "serve must answer the same for the same seed: draw from ctx.generator only")
 
 
 def check_attack(attack: Attack) -> None:
@@ -63,9 +65,9 @@ def check_attack(attack: Attack) -> None:
         isinstance(getattr(type(attack), "needs", None), Answers),
         "an attack must say what it needs: needs: ClassVar[Answers] = ...",
     )
-    with _global_randomness_untouched("attack"):
-        student, asked = _attack(attack, None)
-        again, _ = _attack(attack, None)
+    with _global_randomness_untouched("an attack"):
+        student, asked = _play(attack)
+        again, _ = _play(attack)
     _require(
         _same(_state(student), _state(again)),
         "steal must give the same weights for the same seed: draw from ctx.generator only",
@@ -79,18 +81,31 @@ def check_attack(attack: Attack) -> None:
 def _check_value(method: Defense | Attack, base: type) -> None:
     cls = type(method)
     _require(isinstance(method, base), f"the method must be a subclass of {base.__name__}")
-    settings = getattr(cls, "__dataclass_params__", None)
+    settings = vars(cls).get("__dataclass_params__")  # its own: an undecorated subclass has no fields of its own
     _require(settings is not None and settings.frozen, "the class must be a frozen dataclass")
     _require(
         bool(cls.__doc__) and not str(cls.__doc__).startswith(f"{cls.__name__}("),
         "the class must say in a docstring what it does",
     )
-    _require(isinstance(cls(), cls), "every field must have a default")
-    _require(build(cls, plain(method), "method") == method, "the fields must survive a trip through JSON")
+    _require(all(_has_default(field) for field in dataclasses.fields(cls)), "every field must have a default")
+    _require(_reread(method) == method, "the fields must survive a trip through JSON")
 
 
-def _check_service(service: Service, stateful: bool) -> None:
-    x, classes = _images().x[:16], _images().classes
+def _has_default(field: "dataclasses.Field[object]") -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _reread(method: Defense | Attack) -> object:
+    """The method as its own record makes it; None where it cannot be read."""
+    try:
+        return build(type(method), plain(method), "method")
+    except KdbenchError:
+        return None
+
+
+def _check_service(service: Service, stateful: bool) -> Tensor:
+    """The first answers of `service`, checked."""
+    x, classes = _questions(), _images().classes
     log_p = service(x)
     _require(
         log_p.shape == (len(x), classes), f"a service answers (N,K) = {(len(x), classes)}, not {tuple(log_p.shape)}"
@@ -104,13 +119,29 @@ def _check_service(service: Service, stateful: bool) -> None:
         _require(
             torch.equal(service(x), log_p), "a question asked again must get the same answer, unless stateful = True"
         )
+    return log_p
+
+
+def _questions() -> Tensor:
+    return _images().x[:16]
+
+
+def _play(attack: Attack) -> tuple[nn.Module, int]:
+    """A theft without a budget, under the grant that the attack says it needs; the student, and the images answered."""
+    served = Meter()
+    try:
+        return _attack(attack, None, served), served.answered
+    except Refused as error:
+        raise BrokenContract(
+            f"an attack must work with what it says it needs ({attack.needs.name}); it {error}"
+        ) from None
 
 
 def _check_budget(attack: Attack, budget: int) -> None:
-    meter = Meter()
+    served = Meter()
     with suppress(Refused):
-        _attack(attack, budget, meter)
-    _require(meter.answered <= budget, "an attack gets no more answers than its budget")
+        _attack(attack, budget, served)
+    _require(served.answered <= budget, "an attack gets no more answers than its budget")
 
 
 def _defend(defense: Defense, seed: int) -> tuple[nn.Module, Service]:
@@ -124,14 +155,20 @@ def _defend(defense: Defense, seed: int) -> tuple[nn.Module, Service]:
     return hardened, defense.serve(hardened.eval().requires_grad_(False), _context(data, workshop, "serve"))
 
 
-def _attack(attack: Attack, budget: int | None, meter: Meter | None = None) -> tuple[nn.Module, int]:
+def _attack(attack: Attack, budget: int | None, served: Meter) -> nn.Module:
+    """A theft; images are counted where they are served, so that an attack which meddles with the oracle is found out."""
     data = attack.owned().of(_images())
     victim, service = _defend(Defense(), seed=1)
-    oracle = Oracle(service, ThreatModel(answers=attack.needs, budget=budget), victim, meter)
+
+    def counted(x: Tensor) -> Tensor:
+        served.answered += len(x)
+        return service(x)
+
+    oracle = Oracle(counted, ThreatModel(answers=attack.needs, budget=budget), victim)
     workshop = Workshop(NETWORK, data, 0, "student", "cpu")
     student = attack.steal(oracle, _context(data, workshop, "steal"))
     _require(_shapes(student) == _shapes(workshop()), "steal must return a network as ctx.new_student() makes it")
-    return student, oracle.answered
+    return student
 
 
 def _images() -> Split:
@@ -165,10 +202,10 @@ def _require(kept: bool, law: str) -> None:
 
 
 @contextmanager
-def _global_randomness_untouched(side: str) -> Iterator[None]:
+def _global_randomness_untouched(who: str) -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     _require(
         torch.equal(before, torch.get_rng_state()),
-        f"a {side} must not draw from torch's global generator; `seeded` wraps what does",
+        f"{who} must not draw from torch's global generator; `seeded` wraps what does",
     )

@@ -23,6 +23,7 @@ from kdbench.game.fields import plain
 KINDS = ("data", "train", "harden", "steal", "score")
 MANIFEST = "stage.json"
 CLAIM_SECONDS = 300  # a claim without a heartbeat for so long is nobody's
+NAMELESS_SECONDS = 5  # nor is one whose maker died before it had written its name
 Json = dict[str, Any]
 
 
@@ -160,7 +161,7 @@ class Store:
         try:
             yield Claim(path, mine) if mine else None
         finally:
-            if _read(path) == mine:  # a claim that was broken may be somebody else's by now
+            if mine and _read(path) == mine:  # a claim that was broken may be somebody else's by now
                 path.unlink(missing_ok=True)
 
 
@@ -228,27 +229,28 @@ def _break_stale(path: Path) -> bool:
     """
     breaking = path.with_name(f"{path.name}.breaking")
     if not _take(breaking):
-        if _is_stale(breaking):  # died while breaking
-            breaking.unlink(missing_ok=True)
+        _remove_stale(breaking)  # if its maker died while breaking, the next to come can
         return False
     try:
-        stale = _is_stale(path)
-        if stale:
-            path.unlink(missing_ok=True)
-        return stale
+        return _remove_stale(path)
     finally:
         breaking.unlink(missing_ok=True)
 
 
-def _is_stale(path: Path) -> bool:
+def _remove_stale(path: Path) -> bool:
     try:
-        return _holder_is_dead(path) or _silent_seconds(path) > CLAIM_SECONDS
+        holder = path.read_text(encoding="utf-8")
+        if not (_is_dead(holder) or _silent_seconds(path) > (CLAIM_SECONDS if holder else NAMELESS_SECONDS)):
+            return False
+        path.unlink()
     except FileNotFoundError:  # its holder let go meanwhile
-        return True
+        pass
+    return True
 
 
-def _holder_is_dead(path: Path) -> bool:
-    host, pid, *_ = (*path.read_text(encoding="utf-8").split(" "), "")
+def _is_dead(holder: str) -> bool:
+    """Whether a process of this host is no more; nothing is known of others."""
+    host, pid, *_ = (*holder.split(), "", "")
     if host != socket.gethostname() or not pid:
         return False
     try:

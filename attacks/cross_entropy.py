@@ -1,0 +1,28 @@
+"""Cross-entropy: the student that the thief could train alone, on the labels it owns. The first baseline."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.api import Answers, Attack, Context, KdbenchError, Oracle, fit
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Attack):
+    """Trains the student on the thief's own labels; never asks."""
+
+    needs: ClassVar[Answers] = Answers.NOTHING
+
+    def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
+        student = ctx.new_student()
+        fit(student, F.cross_entropy, ctx.data.x, own_labels(ctx), ctx)
+        return student
+
+
+def own_labels(ctx: Context) -> Tensor:
+    """The labels (N,) of the thief's images; raises `KdbenchError` when it does not know them all."""
+    if not ctx.data.labelled:
+        raise KdbenchError("there are no labels to train on: under this threat model the player owns images alone")
+    return ctx.data.y

@@ -1,0 +1,29 @@
+"""Hard-label theft: the "top1" attacker of Tang et al., "ModelGuard", USENIX Security 2024. The mandatory baseline of theft."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.api import Answers, Attack, Context, Oracle, fit
+
+
+@dataclass(frozen=True)
+class HardLabel(Attack):
+    """Trains the student on the victim's top-1 answers, as if they were the labels; true labels are never looked at.
+
+    It is blind to every defense that leaves the top answer in place. queries: as in KD.
+    """
+
+    needs: ClassVar[Answers] = Answers.LABEL
+
+    queries: Literal["augmented", "once"] = "augmented"
+
+    def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
+        def label(x: Tensor) -> Tensor:
+            return oracle(x).argmax(dim=1)
+
+        student = ctx.new_student()
+        fit(student, F.cross_entropy, ctx.data.x, label(ctx.data.x) if self.queries == "once" else label, ctx)
+        return student

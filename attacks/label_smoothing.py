@@ -1,0 +1,32 @@
+"""Label smoothing: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016. A baseline."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.api import Answers, Attack, Context, Oracle, Share, fit
+
+from .cross_entropy import own_labels
+
+
+@dataclass(frozen=True)
+class LabelSmoothing(Attack):
+    """Trains the student on the thief's own labels, each sharing `smoothing` of its mass among all classes; never asks.
+
+    A victim from which no thief learns more than this may be called undistillable (the criterion of Markov KD, ECCV 2024).
+    """
+
+    needs: ClassVar[Answers] = Answers.NOTHING
+
+    smoothing: Share = 0.1
+
+    def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
+        student = ctx.new_student()
+        fit(student, self.loss, ctx.data.x, own_labels(ctx), ctx)
+        return student
+
+    def loss(self, z: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of logits `z` (N,K) with (1 - smoothing) onehot(y) + smoothing / K; y (N,)."""
+        return F.cross_entropy(z, y, label_smoothing=self.smoothing)
