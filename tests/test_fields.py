@@ -157,7 +157,7 @@ RECIPES = st.builds(
     batch=st.integers(1),
     optimizer=st.sampled_from(["sgd", "adam"]),
     lr=floats(**POSITIVE),
-    momentum=floats(min_value=0, max_value=1),
+    momentum=floats(min_value=0, max_value=1, exclude_min=True),  # nesterov needs some
     nesterov=st.booleans(),
     weight_decay=floats(min_value=0),
     schedule=st.sampled_from(["steps", "cosine"]),

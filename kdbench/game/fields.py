@@ -39,9 +39,7 @@ class Checked:
             try:
                 typed = adapter.validate_python(value, strict=True)
             except ValidationError as error:
-                raise _sentence(
-                    f"{type(self).__name__}.{field.name}", value, error, hints(cls)[field.name]
-                ) from None
+                raise _sentence(f"{type(self).__name__}.{field.name}", value, error, hints(cls)[field.name]) from None
             object.__setattr__(self, field.name, typed)  # 1 given for a float becomes 1.0: equal fields, equal keys
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from kdbench.errors import KdbenchError
 from kdbench.game.data import Owned, Split
 from kdbench.game.fields import Checked, Count, NonNegative, Positive, Share, Whole
 from kdbench.game.threat import Answers, Oracle, Service
@@ -35,6 +36,11 @@ class Recipe(Checked):
     crop: Whole = 0
     flip: bool = False
     clip: NonNegative = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise KdbenchError("Recipe.nesterov needs a momentum above 0.")
 
 
 class Log:

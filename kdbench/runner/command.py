@@ -46,7 +46,7 @@ class Request:
         named = {
             "defenses": list(self.defense),
             "attacks": list(self.attack),
-            "dataset": self.dataset,
+            "dataset": {"name": self.dataset} if self.dataset else None,
             "student.networks": list(self.student),
             "seeds": self.seeds,
             "robustness.level": self.robustness,

@@ -16,7 +16,7 @@ from kdbench.game.methods import Attack, Context, Defense, NewStudent, Recipe, d
 from kdbench.game.referee import compare, judge_student, judge_victim
 from kdbench.game.robustness import Evasion
 from kdbench.game.threat import Oracle, Service, ThreatModel
-from kdbench.game.training import fit
+from kdbench.game.training import fit, infer
 from kdbench.runner.checkpoint import load_tensors, load_weights, save_tensors, save_weights
 from kdbench.runner.journal import Journal
 from kdbench.runner.store import Store
@@ -24,6 +24,7 @@ from kdbench.runner.store import Store
 WEIGHTS = "weights.safetensors"
 TENSORS = "tensors.safetensors"
 SPLITS = ("train", "validation", "test")
+FEW = 256  # images enough to see that a network answers at all
 BLIND_MEAN, BLIND_STD = 0.5, 0.25  # what a thief without images assumes of pixels
 
 Numbers = dict[str, float]
@@ -63,10 +64,11 @@ def _data(spec: Spec, desk: Desk) -> Numbers:
 def _train(spec: Spec, desk: Desk) -> Numbers:
     """Train the victim on hard labels."""
     data = _images(spec, desk).train
-    ctx = _context(spec, desk, data, Workshop.of(spec, desk, data, "victim"))
+    workshop = Workshop.of(spec, desk, data, "victim")
+    ctx = _context(spec, desk, data, workshop)
     victim = ctx.new_student()
     fit(victim, nn.functional.cross_entropy, ctx.data.x, ctx.data.y, ctx)
-    save_weights(victim, desk.out / WEIGHTS)
+    workshop.save(desk, victim, "training of the victim")
     return desk.journal.numbers
 
 
@@ -167,6 +169,8 @@ class Workshop:
             raise KdbenchError(
                 f"The {whose} must return a network of its side's architecture '{self.own}', as ctx.new_student() does."
             )
+        if len(self.data) and not infer(network, self.data.x[:FEW]).isfinite().all():
+            raise KdbenchError(f"The {whose} returned a network whose answers are not finite: its training diverged.")
         save_weights(network, desk.out / WEIGHTS)
 
     def _build(self, name: str) -> nn.Module:

@@ -234,6 +234,11 @@ class _Reader:
             raise KdbenchError(f"'{label}' cannot be a label: letters, digits, '.', '+', '-' and '_' can.")
         values = dict(self._get(kind, label))
         method = str(values.pop("method", label))
+        if (label == NO_DEFENSE) != (method == NO_DEFENSE) and kind == "defense":
+            with self._blame(kind, label, "method"):
+                raise KdbenchError(
+                    f"'{NO_DEFENSE}' is the yardstick: its label and its method go together, not with others."
+                )
         recipe = self._own_recipe(label) if kind == "defense" and values.pop("recipe", None) is not None else None
         with self._blame(*((kind, label, "method") if method != label else named)):
             entry = registry.find(kind, method)

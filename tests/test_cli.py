@@ -1,0 +1,412 @@
+"""The command line: verbs, exit codes, and sentences in place of tracebacks."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import kdbench
+from kdbench import cli, registry
+from kdbench.api import KdbenchError
+from kdbench.runner import suite as suites
+from kdbench.runner.command import Request
+
+VERBS = sorted(cli.main.commands)
+TINY = [
+    *("run", "--defense", "nasty", "--attack", "kd", "--dataset", "blobs", "--seeds", "1", "--robustness", "none"),
+    *("--set", 'victim.network="mini-8"', "--set", "victim.recipe.epochs=2", "--set", "student.recipe.epochs=2"),
+    *("--jobs", "1", "--device", "cpu", "--store", "shelf", "--quiet"),
+]
+STAGES = 17  # data, train, harden; 2 x 2 thefts and 2 baselines; a score each, and one for each service
+WILD = ["--attack", "assistant-kd", "--set", "attack.assistant-kd.temperature=1e30"]  # T^2 is past single precision
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments)
+
+
+def shell(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """kdbench as a person starts it."""
+    command = [sys.executable, "-m", "kdbench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
+
+
+@dataclass(frozen=True)
+class Played:
+    """In one folder: a plan; a run in which one attack diverges; the same without that attack; and its plan again."""
+
+    folder: Path
+    plan: "subprocess.CompletedProcess[str]"
+    done_by_plan: list[str]
+    run: "subprocess.CompletedProcess[str]"
+    rerun: Result
+    replan: Result
+    done_by_rerun: list[str]
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "again"
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    folder = tmp_path_factory.mktemp("played")
+
+    def done() -> list[str]:
+        return sorted(
+            f"{path.parent.parent.name} {path.stat().st_mtime}" for path in folder.glob("shelf/*/*/stage.json")
+        )
+
+    plan = shell(*TINY, "--dry-run", cwd=folder)
+    planned = done()
+    run = shell(*TINY, *WILD, "--out", "wild", cwd=folder)
+    ran = done()
+    with contextlib.chdir(folder):
+        rerun = invoke(*TINY, "--out", "again")
+        replan = invoke(*TINY, "--dry-run")
+    return Played(folder, plan, planned, run, rerun, replan, [stage for stage in done() if stage not in ran])
+
+
+def rows(plan: str) -> list[str]:
+    """The stages of a printed plan."""
+    return [line for line in plan.splitlines() if re.match(r"(cached|to do) ", line)]
+
+
+# Help
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from kdbench.cli import main\n"
+        "for verb in ([], *([name] for name in main.commands)):\n"
+        "    result = CliRunner().invoke(main, [*verb, '--help'])\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
+        "assert CliRunner().invoke(main, ['--version']).exit_code == 0\n"
+        "slow = {'torch', 'torchvision', 'torchattacks', 'numpy', 'pandas', 'matplotlib', 'seaborn', 'scipy', 'sklearn'}\n"
+        "print(sorted((slow | {'pydantic', 'rich'}) & sys.modules.keys()))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_verb_says_how_it_is_used(verb: str, flag: str) -> None:
+    result = invoke(verb, flag)
+    assert result.exit_code == 0
+    assert result.output.startswith("Usage: ")
+    assert all(
+        parameter.opts[0] in result.output
+        for parameter in cli.main.commands[verb].params
+        if isinstance(parameter, click.Option)
+    )
+
+
+def test_every_option_of_run_reaches_the_library() -> None:
+    names = {parameter.name for parameter in cli.main.commands["run"].params} - {"suite", "help"}
+    assert names == set(Request.__dataclass_fields__)
+
+
+def test_the_version_is_the_packages() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "kdbench", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert said.stdout.strip() == f"kdbench, version {kdbench.__version__}"
+
+
+# The plan, without playing it
+
+
+def test_a_dry_run_lists_each_stage_once_and_trains_nothing(played: Played) -> None:
+    said = played.plan.stdout
+    assert played.plan.returncode == 0, played.plan.stderr
+    assert len(rows(said)) == len(set(rows(said))) == STAGES
+    assert [row for row in rows(said) if row.startswith("cached")] == ["cached  data    read blobs"]
+    assert f"6 cells, {STAGES} unique stages" in said
+    assert f"{STAGES - 1} to do" in said
+    assert "estimated time: " in said
+    assert [stage.split()[0] for stage in played.done_by_plan] == ["data"]
+
+
+def test_a_dry_run_after_the_run_finds_everything_cached(played: Played) -> None:
+    assert played.replan.exit_code == 0
+    assert len(rows(played.replan.output)) == STAGES
+    assert all(row.startswith("cached") for row in rows(played.replan.output))
+    assert ", 0 to do" in played.replan.output
+    assert not (played.folder / "runs").exists()
+
+
+# A run
+
+
+def test_a_cell_that_fails_does_not_stop_the_rest_and_is_exit_code_1(played: Played) -> None:
+    assert played.run.returncode == 1, played.run.stderr
+    assert "2 cells failed: training diverged: the loss was not finite in epoch 0" in played.run.stdout
+    assert played.run.stderr == ""
+    cells = [json.loads(path.read_text()) for path in (played.folder / "wild" / "cells").iterdir()]
+    assert sorted(cell["attack"]["label"] for cell in cells if cell["status"] == "failed") == ["assistant-kd"] * 2
+    assert sum(cell["status"] == "done" for cell in cells) == 6
+    status = invoke("status", str(played.folder / "wild")).output
+    assert "cells: 6 done, 2 failed" in status
+    assert "failed: nasty--assistant-kd--mini-8--seed0: training diverged" in status
+
+
+def test_a_run_of_what_is_finished_does_nothing_again_and_is_exit_code_0(played: Played) -> None:
+    assert played.rerun.exit_code == 0
+    assert played.done_by_rerun == []
+
+
+@pytest.mark.parametrize("name", ["wild", "again"])
+def test_a_run_prints_the_leaderboard_and_where_the_results_are(played: Played, name: str) -> None:
+    said = {"wild": played.run.stdout, "again": played.rerun.stdout}[name]
+    assert "Defense" in said
+    assert re.search(r"\bnasty\b", said)
+    assert re.search(r"\bnone\b", said)
+    assert f"Results and leaderboards: {name}\n" in said
+    assert f"Plots: {Path(name) / 'plots'}" in said
+
+
+def test_a_run_writes_a_cell_each_and_everything_else_beside_them(played: Played) -> None:
+    assert sorted(path.stem for path in (played.out / "cells").iterdir()) == [
+        "baseline-1-0--cross-entropy--mini-8--seed0",
+        "baseline-1-0--label-smoothing--mini-8--seed0",
+        "nasty--hard-label--mini-8--seed0",
+        "nasty--kd--mini-8--seed0",
+        "none--hard-label--mini-8--seed0",
+        "none--kd--mini-8--seed0",
+    ]
+    assert {"README.md", "leaderboard.md", "leaderboard.csv", "leaderboard.json", "plan.json"} <= {
+        path.name for path in played.out.iterdir()
+    }
+    assert any((played.out / "plots").glob("*.png"))
+    cell = json.loads((played.out / "cells" / "nasty--kd--mini-8--seed0.json").read_text())
+    assert cell["status"] == "done"
+    assert 0 <= cell["metrics"]["student_acc"] <= 1
+    assert cell["metrics"]["queries"] == 2 * 96
+    assert cell["defense"]["fields"] == {"tau": 4.0, "omega": 0.04, "clip": 1.0}
+    assert cell["protocol"]["victim_recipe"]["epochs"] == 2
+
+
+# What was played, told again
+
+
+@pytest.mark.parametrize(
+    ("format", "begins"), [("table", ""), ("md", "#"), ("csv", ""), ("json", ("{", "[")), ("html", "<")]
+)
+def test_the_leaderboard_is_printed_in_every_format(played: Played, format: str, begins: str | tuple[str, ...]) -> None:
+    result = invoke("leaderboard", str(played.out), "--format", format)
+    assert result.exit_code == 0
+    assert "nasty" in result.output
+    assert result.output.startswith(begins)
+    if format == "json":
+        json.loads(result.output)
+
+
+def test_the_plots_are_drawn_again_where_they_were(played: Played) -> None:
+    first = sorted((played.out / "plots").glob("*.png"))[0]
+    first.unlink()
+    result = invoke("plot", str(played.out))
+    assert result.exit_code == 0
+    drawn = [Path(line) for line in result.output.splitlines()]
+    assert first in drawn
+    assert all(path.is_file() for path in drawn)
+
+
+def test_the_status_says_how_far_a_run_is_and_what_it_cost(played: Played) -> None:
+    result = invoke("status", str(played.out))
+    assert result.exit_code == 0
+    assert re.match(rf"stages: {STAGES} of {STAGES} done, .* of work\ncells: 6 done\n", result.output)
+
+
+# What there is
+
+
+@pytest.mark.parametrize("plural", ["defenses", "attacks", "models", "datasets"])
+def test_each_kind_is_listed_by_name(plural: str) -> None:
+    result = invoke("list", plural)
+    assert result.exit_code == 0
+    kind = {"defenses": "defense", "attacks": "attack", "models": "model", "datasets": "dataset"}[plural]
+    assert [line.split()[0] for line in result.output.splitlines()] == registry.names(kind)
+
+
+def test_suites_are_listed_by_name_and_title() -> None:
+    result = invoke("list", "suites")
+    assert result.exit_code == 0
+    for name, line in zip(suites.shipped(), result.output.splitlines(), strict=True):
+        assert line.split(maxsplit=1) == [name, suites.load(name).title]
+
+
+def test_everything_is_listed_under_headings() -> None:
+    result = invoke("list")
+    assert result.exit_code == 0
+    assert re.findall(r"^\w+:$", result.output, re.MULTILINE) == [
+        "defenses:",
+        "attacks:",
+        "models:",
+        "datasets:",
+        "suites:",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("defense", "nasty"), "omega: float >= 0 = 0.04"),
+        (("attack", "kd"), "temperature: float > 0 = 4.0"),
+        (("model", "mini-8"), "kdbench.zoo.networks:mini_8"),
+        (("dataset", "digits"), "test: int >= 1 = 600"),
+        (("suite", "digits"), "defenses: none, nasty, "),
+    ],
+)
+def test_one_thing_is_shown_with_all_there_is_to_know(arguments: tuple[str, str], said: str) -> None:
+    result = invoke("show", *arguments)
+    assert result.exit_code == 0
+    assert said in result.output
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--defense", "nastty"), "There is no defense 'nastty'. Did you mean 'nasty'? Known: "),
+        (("run", "--attack", "kdd"), "There is no attack 'kdd'. Did you mean 'kd'? Known: "),
+        (("run", "--dataset", "blob"), "There is no dataset 'blob'. Did you mean 'blobs'? Known: "),
+        (("run", "--student", "mini8"), "There is no model 'mini8'. Did you mean 'mini-8'? Known: "),
+        (("run", "digitz"), "There is no suite 'digitz'. Did you mean 'digits'? Known: "),
+        (("run", "absent.toml"), "There is no benchmark file absent.toml."),
+        (("run", "--set", "defense.nasty.omga=1"), "There is no field 'omga' in defense.nasty. Did you mean 'omega'?"),
+        (("run", "--set", "defense.nasty.omega=x"), "defense.nasty.omega must be a valid number, not 'x'."),
+        (("run", "--set", "omega"), "--set takes PATH=VALUE, such as attack.kd.temperature=20, not 'omega'."),
+        (("run", "--set", "=1"), "--set takes PATH=VALUE, such as attack.kd.temperature=20, not '=1'."),
+        (("run", "--set", ".=1"), "There is no field '.' in the benchmark file."),
+        (("show", "defense", "nastty"), "There is no defense 'nastty'. Did you mean 'nasty'? Known: "),
+        (("show", "suite", "digitz"), "There is no suite 'digitz'. Did you mean 'digits'? Known: "),
+        (("leaderboard", "absent"), "There are no results in absent: it has no cells/*.json."),
+        (("plot", "absent"), "There are no results in absent: it has no cells/*.json."),
+        (("status", "absent"), "absent is not the results folder of a run: it has no plan.json."),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2_before_anything_is_done(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"Error: {said}")
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frobnicate",),
+        ("list", "victims"),
+        ("show", "defense"),
+        ("run", "--seeds", "0"),
+        ("run", "--jobs", "none"),
+        ("run", "--robustness", "all"),
+        ("leaderboard", "here", "--format", "pdf"),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert "Usage: " in result.stderr
+
+
+def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('defenses = ["nastty"]\n[victim]\nnetwork = "mini-8"\n[student]\nnetwork = "mini-8"\n')
+    result = invoke("run", str(path))
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {path}, line 1: There is no defense 'nastty'. Did you mean 'nasty'?")
+
+
+def test_a_mistake_shows_no_traceback_at_the_keyboard(tmp_path: Path) -> None:
+    said = shell("run", "--attack", "kdd", cwd=tmp_path)
+    assert said.returncode == 2
+    assert said.stderr.startswith("Error: There is no attack 'kdd'. Did you mean 'kd'?")
+    assert "Traceback" not in said.stderr
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(kind: str | None) -> list[str]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kdbench.catalogue.listing", broken)
+    assert isinstance(invoke("list").exception, ZeroDivisionError)
+
+
+def test_an_interruption_says_how_to_go_on_and_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(suite: str, request: Request) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdbench.runner.command.run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["kdbench", "run", "digits", "--seeds", "1"])
+    result = invoke("run", "digits", "--seeds", "1")
+    assert result.exit_code == 130
+    said = "Interrupted. What was finished is kept; to go on: kdbench run digits --seeds 1"
+    assert result.stderr.strip() == said
+
+
+@pytest.mark.parametrize("code", [cli.DONE, cli.SOME_FAILED])
+def test_the_exit_code_is_what_the_run_says(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdbench.runner.command.run", lambda suite, request: code)
+    assert invoke("run").exit_code == code
+
+
+# What options become
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("attack.kd.temperature=20", "attack.kd.temperature", 20),
+        ("victim.recipe.lr=1e-3", "victim.recipe.lr", 0.001),
+        ("victim.recipe.flip=true", "victim.recipe.flip", True),
+        ("victim.recipe.milestones=[1, 2]", "victim.recipe.milestones", [1, 2]),
+        ('victim.network="mini-8"', "victim.network", "mini-8"),
+        ("victim.network=mini-8", "victim.network", "mini-8"),
+        ("title=a=b", "title", "a=b"),
+        ("seeds=[3, 5]", "seeds", [3, 5]),
+    ],
+)
+def test_a_value_is_read_as_toml_and_what_is_not_toml_is_text(text: str, path: str, value: object) -> None:
+    assert Request(changes=(text,)).tree() == {path: value}
+
+
+def test_options_become_changes_of_the_benchmark_file() -> None:
+    request = Request(
+        defense=("nasty", "stingy"),
+        attack=("kd",),
+        dataset="blobs",
+        student=("mini-8",),
+        seeds=2,
+        robustness="none",
+        changes=("attack.kd.alpha=1.0",),
+    )
+    suite = suites.load("digits", request.tree())
+    assert [choice.label for choice in suite.defenses] == ["nasty", "stingy"]
+    assert [choice.label for choice in suite.attacks] == ["kd"]
+    assert (suite.dataset.label, suite.students, suite.seeds) == ("blobs", ("mini-8",), (0, 1))
+    assert suite.evasion.level == "none"
+    assert suite.attacks[0].instance.alpha == 1.0
+    assert Request().tree() == {}
+
+
+def test_a_change_without_a_value_is_a_mistake() -> None:
+    with pytest.raises(KdbenchError, match="--set takes PATH=VALUE"):
+        Request(changes=("seeds",)).tree()
