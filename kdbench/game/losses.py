@@ -37,5 +37,7 @@ def soft_cross_entropy(z: Tensor, p: Tensor) -> Tensor:
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon divergence of probabilities (N,K), mean over the batch, between 0 and log 2 nats."""
-    log_m = (0.5 * (p + q)).clamp_min(torch.finfo(p.dtype).tiny).log()
+    tiny = torch.finfo(p.dtype).tiny
+    p, q = p.clamp_min(tiny), q.clamp_min(tiny)  # p log p has no gradient at 0
+    log_m = (0.5 * (p + q)).log()
     return 0.5 * kl(p, log_m) + 0.5 * kl(q, log_m)
