@@ -24,7 +24,7 @@ def context(data: Split, epochs: int = 2, seed: int = 0, model: str = "mini-8") 
     def new_student(name: str | None = None) -> nn.Module:
         with seeded(derive(seed, "student", next(calls))):
             network: nn.Module = registry.load("model", name or model)(data.shape, data.classes)
-            return network
+            return network.to(memory_format=torch.channels_last)
 
     recipe = Recipe(epochs=epochs, batch=32, lr=0.05)
     return Context(data, recipe, "cpu", seed, new_student, torch.Generator().manual_seed(seed), Log())

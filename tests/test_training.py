@@ -30,7 +30,7 @@ from kdbench.api import (
     soft_cross_entropy,
     soften,
 )
-from kdbench.game.training import augment, rate
+from kdbench.game.training import augmented, rate
 
 State = dict[str, Tensor]
 
@@ -335,7 +335,7 @@ def images() -> Tensor:
 @pytest.mark.parametrize("pad", [1, 2])
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_crop_is_a_window_of_the_padded_image_and_every_window_occurs(images: Tensor, pad: int, flip: bool) -> None:
-    x = augment(images, Recipe(crop=pad, flip=flip), torch.Generator().manual_seed(0))
+    x = augmented(images, Recipe(crop=pad, flip=flip), torch.Generator().manual_seed(0))(torch.arange(len(images)))
     assert x.shape == images.shape
     allowed = {(corner, False): window for corner, window in shifts(images[0], pad).items()}
     if flip:
@@ -346,7 +346,7 @@ def test_a_crop_is_a_window_of_the_padded_image_and_every_window_occurs(images: 
 
 
 def test_a_flip_is_left_to_right_for_about_half_of_the_images(images: Tensor) -> None:
-    x = augment(images, Recipe(flip=True), torch.Generator().manual_seed(0))
+    x = augmented(images, Recipe(flip=True), torch.Generator().manual_seed(0))(torch.arange(len(images)))
     flipped = (x == images.flip(3)).flatten(1).all(dim=1)
     assert torch.equal(x[~flipped], images[~flipped])
     assert 240 < int(flipped.sum()) < 360
@@ -355,7 +355,7 @@ def test_a_flip_is_left_to_right_for_about_half_of_the_images(images: Tensor) ->
 def test_without_crop_and_flip_images_stay_as_they_are_and_nothing_is_drawn(images: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    assert torch.equal(augment(images, Recipe(crop=0, flip=False), generator), images)
+    assert torch.equal(augmented(images, Recipe(crop=0, flip=False), generator)(torch.arange(len(images))), images)
     assert torch.equal(generator.get_state(), before)
 
 

@@ -77,6 +77,9 @@ class Log:
         return None
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 class NewStudent(Protocol):
     """Makes a fresh network: of this side's own architecture, or of a registered one by name."""
 
@@ -89,7 +92,8 @@ class Context:
 
     data: the images this side owns. recipe: how this side trains. new_student: a fresh network on the device, of this
     side's architecture (for a defense: the victim's) or of a named one, initialised from the seed and the number of
-    calls so far. generator: the only source of randomness, on the device.
+    calls so far. generator: the only source of randomness, on the device. precision: of forward and backward passes;
+    weights, losses and optimisers are always fp32.
     """
 
     data: Split
@@ -99,6 +103,7 @@ class Context:
     new_student: NewStudent
     generator: torch.Generator
     log: Log = field(default_factory=Log)
+    precision: Precision = "fp32"
 
     def training(self, **changes: Any) -> "Context":
         """The same context with some fields of the recipe changed."""

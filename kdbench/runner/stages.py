@@ -175,7 +175,9 @@ class Workshop:
 
     def _build(self, name: str) -> nn.Module:
         network: nn.Module = registry.load("model", name)(self.data.shape, self.data.classes)
-        return nn.Sequential(Standardise(*self._pixels()), network)
+        model = nn.Sequential(Standardise(*self._pixels()), network)
+        # From the first: the layout decides in which order sums are taken, and a resumed run must take them alike.
+        return model.to(memory_format=torch.channels_last)
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
         if not len(self.data):
