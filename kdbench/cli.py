@@ -50,6 +50,7 @@ _selection = _options(
     click.option("--student", multiple=True, help="Steal with this network (repeatable)."),
     click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds."),
     click.option("--robustness", type=click.Choice(["none", "fast", "full"]), help="How much evasion to measure."),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of forward and backward passes."),
     click.option(
         "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, e.g. attack.kd.temperature=20."
     ),

@@ -308,7 +308,7 @@ def test_a_name_that_does_not_exist_is_named_with_its_line_and_the_nearest(
         (GOOD + 'network = "mini-8"\n', "line 9: student has both network and networks; write one of them."),
         (
             HEAD + '[victim]\n[student]\nnetwork = "mini-8"\n',
-            "line 4: victim.network must name a network, one of mini-16",
+            "line 4: victim.network must name a network, one of cnn",
         ),
         (
             HEAD + '[victim]\nnetworks = ["mini-8", "mini-16"]\n[student]\nnetwork = "mini-8"\n',
@@ -341,7 +341,7 @@ def test_a_label_with_a_dot_has_its_line_too(tmp_path: Path) -> None:
 
 
 def test_a_file_that_says_nothing_is_told_what_it_must_say(tmp_path: Path) -> None:
-    assert complaint(tmp_path, "").startswith("mine.toml: victim.network must name a network, one of mini-16, ")
+    assert complaint(tmp_path, "").startswith("mine.toml: victim.network must name a network, one of cnn, ")
 
 
 def test_a_file_that_is_not_toml_is_named_with_the_line(tmp_path: Path) -> None:

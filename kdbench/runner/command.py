@@ -30,6 +30,7 @@ class Request:
     student: Sequence[str] = ()
     seeds: int | None = None
     robustness: str | None = None
+    precision: str | None = None
     changes: Sequence[str] = ()
     device: str = "auto"
     jobs: int | None = None
@@ -50,6 +51,7 @@ class Request:
             "student.networks": list(self.student),
             "seeds": self.seeds,
             "robustness.level": self.robustness,
+            "precision": self.precision,
         }
         chosen = {path: value for path, value in named.items() if value}
         return chosen | dict(_change(text) for text in self.changes)

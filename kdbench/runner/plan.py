@@ -9,7 +9,7 @@ from kdbench import registry
 from kdbench.board.results import Player, cell_name
 from kdbench.game.data import Owned
 from kdbench.game.fields import plain
-from kdbench.game.methods import Attack, Defense
+from kdbench.game.methods import Attack, Defense, Precision
 from kdbench.game.threat import Answers, ThreatModel
 from kdbench.runner.sources import engine_digest, source_digest
 from kdbench.runner.store import digest
@@ -24,7 +24,7 @@ class Numerics:
     """What the arithmetic depends on; part of every key. threads: of one worker, whatever the number of workers."""
 
     device: str = "cpu"
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     threads: int = 1
 
 
@@ -80,16 +80,16 @@ class Plan:
         return stage.key
 
 
-def data_stage(suite: Suite, numerics: Numerics) -> Stage:
+def data_stage(suite: Suite) -> Stage:
     """The stage that decodes the suite's data set: the one that must be done before the rest can be planned."""
-    spec = {"dataset": _method(suite.dataset), "numerics": replace(numerics, device="cpu", threads=1)}
+    spec = {"dataset": _method(suite.dataset), "numerics": Numerics()}  # tensors, whatever the run's arithmetic
     return Stage("data", plain(spec), (), f"read {suite.dataset.label}")
 
 
 def make_plan(suite: Suite, numerics: Numerics, data_digest: str) -> Plan:
     """The plan of `suite` on the data set with that digest."""
     plan = Plan(suite, numerics, data_digest)
-    planner = _Planner(plan, plan.add(data_stage(suite, numerics)))
+    planner = _Planner(plan, plan.add(data_stage(suite)))
     for student in suite.students:
         for seed in suite.seeds:
             plan.cells.extend(planner.round(student, seed))

@@ -11,6 +11,7 @@ import torch
 from kdbench.board.results import FOLDER, Cell, Status, write
 from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain
+from kdbench.game.methods import Precision
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.matrix import Outcome, Watcher, data_digest, force, play
 from kdbench.runner.plan import Numerics, Plan, PlannedCell, data_stage, make_plan, player
@@ -41,11 +42,12 @@ class Session:
         self.suite, self.options, self.watcher = suite, options, watcher
         self.store = Store(options.store)
         self.jobs = options.jobs or cores()
-        self.numerics = Numerics(device=choose_device(options.device), threads=options.threads)
+        device = choose_device(options.device)
+        self.numerics = Numerics(device, choose_precision(suite.precision, device), options.threads)
 
     def plan(self) -> Plan:
         """The plan; reads the data set first if the store does not have it."""
-        stage = data_stage(self.suite, self.numerics)
+        stage = data_stage(self.suite)
         content = data_digest(stage, self.store, self._executor(), self.watcher, str(self.options.data_folder))
         return make_plan(self.suite, self.numerics, content)
 
@@ -86,7 +88,7 @@ class _Recorder:
             "robustness": plain(suite.evasion),
             "numerics": plain(plan.numerics),
         }
-        self._classes = int(self._manifest(data_stage(suite, plan.numerics).key)["metrics"]["classes"])
+        self._classes = int(self._manifest(data_stage(suite).key)["metrics"]["classes"])
 
     def cell(self, planned: PlannedCell) -> Cell:
         """The record of one cell."""
@@ -174,6 +176,22 @@ def choose_device(name: str) -> str:
             f"The device '{name}' is not available here. Available: {', '.join(d for d in there if there[d])}."
         )
     return name
+
+
+def choose_precision(name: str, device: str) -> Precision:
+    """The precision to use; "auto" is bf16 on a GPU or CPU that computes in it natively, fp32 elsewhere."""
+    if name == "auto":
+        native = {"cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(), "cpu": _cpu_has_bf16()}
+        return "bf16" if native.get(device, False) else "fp32"
+    return "bf16" if name == "bf16" else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        abilities = torch.cpu.get_capabilities()
+    except AttributeError:  # an older torch does not tell
+        return False
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def _refuse_strangers(plan: Plan, out: Path) -> None:

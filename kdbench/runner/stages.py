@@ -90,7 +90,7 @@ def _steal(spec: Spec, desk: Desk) -> Numbers:
     loot = _loot(images.train, threat, build(Owned, spec["owned"], "owned"), spec["seed"])
     workshop = Workshop.of(spec, desk, loot, "student")
     ctx = _context(spec, desk, loot, workshop)
-    service, model = _open(spec["victim"], desk, images.train, "attacker")
+    service, model = _open(spec, desk, images.train, "attacker")
     oracle = Oracle(service, threat, model, desk.journal.meter)
     student = attack.steal(oracle, ctx)
     workshop.save(desk, student, f"steal of the attack '{spec['attack']['method']}'")
@@ -102,7 +102,7 @@ def _score(spec: Spec, desk: Desk) -> Numbers:
     images = _images(spec, desk)
     evasion = build(Evasion, spec["evasion"], "robustness")
     seed = derive(spec["seed"], "referee")
-    service, model = _open(spec["victim"], desk, images.train, "public")
+    service, model = _open(spec, desk, images.train, "public")
     if spec["student"] is None:
         return judge_victim(model, service, images, evasion, seed)
     student = Workshop.of(spec["student"], desk, images.train, "student").load(desk, spec["student"]["key"])
@@ -193,18 +193,21 @@ def _context(spec: Spec, desk: Desk, data: Split, networks: NewStudent, role: st
     generator = torch.Generator(desk.device).manual_seed(seed)
     desk.journal.generators.append(generator)
     recipe = build(Recipe, spec["recipe"], "recipe")
-    return Context(data, recipe, desk.device, seed, networks, generator, desk.journal)
+    precision = spec["numerics"]["precision"]
+    return Context(data, recipe, desk.device, seed, networks, generator, desk.journal, precision)
 
 
-def _open(victim: Spec | None, desk: Desk, data: Split, client: str) -> tuple[Service, nn.Module]:
+def _open(spec: Spec, desk: Desk, data: Split, client: str) -> tuple[Service, nn.Module]:
     """The service of a hardened victim for one client, and the model behind it. Without a victim: nothing to ask."""
+    victim = spec["victim"]
     if victim is None:
         return nn.Identity(), nn.Identity()
     workshop = Workshop.of(victim, desk, data, "service")
     model = workshop.load(desk, victim["key"]).requires_grad_(False)
     defense: Defense = _method("defense", victim["defense"]) if victim["defense"] else Defense()
     desk.journal.resumable &= not defense.stateful  # what such a service remembers is in no checkpoint
-    return defense.serve(model, _context(victim, desk, data, workshop, f"service/{client}")), model
+    terms = {**victim, "numerics": spec["numerics"]}
+    return defense.serve(model, _context(terms, desk, data, workshop, f"service/{client}")), model
 
 
 def _loot(data: Split, threat: ThreatModel, used: Owned, seed: int) -> Split:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdbench import registry
 from kdbench.errors import KdbenchError, unknown
@@ -43,11 +43,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Rules(Checked):
-    """The plain fields at the top of a benchmark file. tolerance: accuracy that a defense may cost and still be ranked."""
+    """The plain fields at the top of a benchmark file.
+
+    tolerance: accuracy that a defense may cost and still be ranked. precision: "auto" is bf16 where the hardware has it.
+    """
 
     title: str = ""
     seeds: Count | tuple[Whole, ...] = 3
     tolerance: Share = 0.02
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     defenses: tuple[str, ...] = (NO_DEFENSE,)
     attacks: tuple[str, ...] = ("kd",)
     baselines: tuple[str, ...] = ("cross-entropy", "label-smoothing", "hard-label")
@@ -69,6 +73,7 @@ class Suite:
     dataset: Choice
     seeds: tuple[int, ...]
     tolerance: float
+    precision: str
     threat: ThreatModel
     evasion: Evasion
     victim: str
@@ -156,6 +161,7 @@ class _Reader:
             dataset=self._dataset(),
             seeds=seeds,
             tolerance=rules.tolerance,
+            precision=rules.precision,
             threat=self._table(ThreatModel, "threat"),
             evasion=self._table(Evasion, "robustness"),
             victim=self._victim(),

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ class LocalExecutor:
     def __init__(self, root: Path, jobs: int) -> None:
         self._root, self._jobs = root, jobs
         self._running: dict[Handle, ForkServerProcess] = {}
+        self._stillborn: dict[Handle, str] = {}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["kdbench.runner.executors.preload"])
 
@@ -69,7 +71,12 @@ class LocalExecutor:
 
     def _start(self, key: str) -> Handle:
         process = self._context.Process(target=_child, args=(str(self._root), key), daemon=True)
-        process.start()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:  # the forkserver died just now; the next submit starts another
+            handle = Handle(self.name, "", key)
+            self._stillborn[handle] = f"the worker could not be started ({type(error).__name__}: {error})"
+            return handle
         handle = Handle(self.name, str(process.pid), key)
         self._running[handle] = process
         return handle
@@ -77,7 +84,7 @@ class LocalExecutor:
     def _report(self, handle: Handle) -> Report:
         process = self._running.get(handle)
         if process is None:
-            return Report(State.GONE)
+            return Report(State.GONE, self._stillborn.pop(handle, ""))
         if process.is_alive():
             return Report(State.RUNNING)
         process.join()
@@ -92,7 +99,8 @@ def _ending(code: int | None) -> str:
 
 
 def _child(root: str, key: str) -> None:
-    """In the worker: die with the forkserver (which dies with the driver), write to the stage's log, do the stage."""
+    """In the worker: die with the forkserver and with the driver, write to the stage's log, do the stage."""
+    threading.Thread(target=_die_with_driver, daemon=True).start()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == 1:  # the forkserver died before we could tie ourselves to it
@@ -105,6 +113,14 @@ def _child(root: str, key: str) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     sys.exit(work(root, key))
+
+
+def _die_with_driver() -> None:
+    """Wait for the end of the driver, however it ends. The forkserver does not: it lives as long as one of its children."""
+    driver = multiprocessing.parent_process()
+    assert driver
+    connection.wait([driver.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

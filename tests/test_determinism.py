@@ -1,0 +1,457 @@
+"""The same key is the same bits: serial, parallel, interrupted anywhere and resumed, by one driver or by two."""
+
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench.runner.journal import Journal, Stopped
+from kdbench.runner.matrix import LOST_ATTEMPTS
+from kdbench.runner.plan import Numerics, Stage, data_stage, make_plan
+from kdbench.runner.stages import TENSORS, WEIGHTS, Desk, run_stage
+from kdbench.runner.store import MANIFEST, Store, file_digest, read_json
+from kdbench.runner.suite import load, with_yardstick
+
+SUITE = """
+seeds = 1
+defenses = ["none", "nasty", "stingy"]
+attacks = ["kd"]
+baselines = ["cross-entropy"]
+dataset = "blobs"
+
+[victim]
+network = "mini-8"
+recipe = { epochs = 20, batch = 16, lr = 0.05, crop = 1, flip = true }
+
+[student]
+network = "mini-8"
+recipe = { epochs = 8, batch = 16, optimizer = "adam", lr = 0.003, schedule = "cosine", crop = 1 }
+
+[robustness]
+level = "fast"
+pgd_steps = 2
+"""
+LEADERBOARDS = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
+STRIKES = 40
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds its processes by /proc")
+
+
+# In this process: every method, stopped at every checkpoint
+
+METHODS = """
+seeds = 1
+defenses = ["none", "nasty", "guarded", "stingy", "adversarial-sparse", "assistant-distillation"]
+attacks = ["kd", "once", "partial-kd", "assistant-kd", "deep-inversion", "adaptive-inversion"]
+baselines = ["cross-entropy", "label-smoothing", "hard-label"]
+dataset = "blobs"
+
+[threat]
+answers = "weights"
+
+[victim]
+network = "mini-8"
+recipe = { epochs = 3, batch = 32, lr = 0.05, crop = 1, flip = true }
+
+[student]
+network = "mini-8"
+recipe = { epochs = 3, batch = 32, optimizer = "adam", lr = 0.003, schedule = "cosine", crop = 1 }
+
+[robustness]
+level = "none"
+
+[defense.guarded]
+method = "nasty"
+omega = 1e30
+
+[defense.adversarial-sparse]
+iterations = 2
+pairing = "random"
+
+[attack.once]
+method = "kd"
+queries = "once"
+
+[attack.assistant-kd]
+chain = ["mini-16", ""]
+
+[attack.deep-inversion]
+images = 48
+batch = 16
+iterations = 4
+
+[attack.adaptive-inversion]
+method = "deep-inversion"
+images = 48
+batch = 16
+iterations = 4
+competition = 1.0
+steps = 2
+"""
+
+ALIKE = ("nasty", "guarded", "adversarial-sparse", "assistant-distillation")  # to a thief they are another network
+
+
+@dataclass
+class Bench:
+    """Plays stages in this process, one after another, into a store."""
+
+    store: Store
+    folder: Path
+
+    def publish(self, stage: Stage) -> dict[str, Any]:
+        """Play a stage undisturbed and publish it; its manifest."""
+        out = self.store.scratch(stage.key)
+        metrics = run_stage(stage.kind, stage.spec, Desk(self.store, out, self.log(out), "cpu", self.folder))
+        content = {"content": file_digest(out / TENSORS)} if stage.kind == "data" else {}
+        self.store.publish(stage.key, out, {"metrics": metrics, **content})
+        return self.store.manifest(stage.key)
+
+    def piecemeal(self, stage: Stage) -> tuple[dict[str, float], dict[str, str], int]:
+        """Play a stage that is asked to stop all the time, as often as it takes: numbers, digests of files, attempts."""
+        work = self.store.workplace(f"work/{secrets.token_hex(4)}")
+        for attempt in range(1, 1000):
+            out = self.store.scratch(stage.key)
+            log = Journal(out, work)
+            log.stop = True
+            try:
+                metrics = run_stage(stage.kind, stage.spec, Desk(self.store, out, log, "cpu", self.folder))
+            except Stopped:
+                continue
+            return metrics, {path.name: file_digest(path) for path in out.iterdir()}, attempt
+        raise AssertionError(f"{stage.label} makes no progress")
+
+    def log(self, out: Path) -> Journal:
+        return Journal(out, self.store.workplace(f"work/{secrets.token_hex(4)}"))
+
+
+def test_every_method_stopped_at_every_checkpoint_leaves_the_same_bits(tmp_path: Path) -> None:
+    (tmp_path / "methods.toml").write_text(METHODS)
+    suite = with_yardstick(load(str(tmp_path / "methods.toml")))
+    bench = Bench(Store(tmp_path / "store"), tmp_path)
+    content = bench.publish(data_stage(suite, Numerics()))["content"]
+    played = 0
+    for stage in make_plan(suite, Numerics(), content).stages.values():
+        if stage.kind in ("data", "score") or any(f" from {who}," in stage.label for who in ALIKE):
+            continue
+        whole = bench.publish(stage)
+        metrics, files, attempts = bench.piecemeal(stage)
+        assert metrics == whole["metrics"], stage.label
+        assert files == whole["files"], stage.label
+        assert attempts > 3, stage.label  # three epochs, a checkpoint each
+        played += 1
+    assert played == 1 + 4 + 7 * 2 + 2 * 2
+
+
+# Runs of the command line
+
+
+@dataclass
+class Driver:
+    """`kdbench run` as a process of its own. It leads a session, by which all processes of the run are found."""
+
+    folder: Path
+    jobs: int = 2
+    out: str = "out"
+    checkpoint_seconds: int = 0
+    suite: str = SUITE
+    process: "subprocess.Popen[str] | None" = None
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "store")
+
+    @property
+    def results(self) -> Path:
+        return self.folder / self.out
+
+    @property
+    def arguments(self) -> list[str]:
+        folders = ["--store", "store", "--out", self.out]
+        return ["run", "small.toml", *folders, "-q", "-j", str(self.jobs), "--device", "cpu"]
+
+    @property
+    def line(self) -> str:
+        return " ".join(["kdbench", *self.arguments])
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+    def start(self) -> "Driver":
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "small.toml").write_text(self.suite)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kdbench", *self.arguments],
+            cwd=self.folder,
+            env=os.environ | {"KDBENCH_CHECKPOINT_SECONDS": str(self.checkpoint_seconds)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        return self
+
+    def ended(self, code: int) -> str:
+        """Wait until the driver ends with `code` and nothing of it is left; what it wrote to standard error."""
+        assert self.process
+        _, errors = self.process.communicate(timeout=300)
+        assert self.process.returncode == code, errors
+        until(lambda: not self.alive(), 10)
+        return errors
+
+    def alive(self) -> dict[int, int]:
+        """All living processes of this run and their parents."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
+                continue
+            if int(session) == self.pid and state != "Z":
+                found[int(path.parent.name)] = int(parent)
+        return found
+
+    def helpers(self) -> list[int]:
+        """The driver's children: the forkserver and Python's resource tracker."""
+        return [pid for pid, parent in self.alive().items() if parent == self.pid]
+
+    def workers(self) -> list[int]:
+        """Those that play a stage: the driver's grandchildren."""
+        alive = self.alive()
+        return [pid for pid, parent in alive.items() if alive.get(parent) == self.pid]
+
+    def strike(self, number: signal.Signals) -> None:
+        """Send a signal to a worker, as soon as there is one."""
+        until(lambda: any(send(pid, number) for pid in self.workers()))
+
+    def under_way(self) -> list[str]:
+        """Unfinished stages that have a checkpoint."""
+        published = {key.replace("/", "-") for key in self.store.published()}
+        work = self.store.root / "work"
+        return sorted({path.parent.name for path in work.glob("*/part-*.safetensors")} - published)
+
+    def end_in_the_midst(self, number: signal.Signals, stages: int) -> None:
+        """End the driver by a signal when so many stages are finished and another one is at work and has a checkpoint."""
+        midst = False
+        while not midst:
+            until(lambda: self.over() or (len(self.store.published()) >= stages and bool(self.workers())))
+            assert not self.over(), self.ended(0)
+            frozen = [self.pid]  # the driver first, so that no worker is started while we look
+            os.kill(self.pid, signal.SIGSTOP)
+            frozen += [pid for pid in self.workers() if send(pid, signal.SIGSTOP)]
+            midst = len(frozen) > 1 and bool(self.under_way())
+            if midst:
+                os.kill(self.pid, number)
+            for pid in frozen:
+                send(pid, signal.SIGCONT)
+        self.ended(-number)
+
+    def outcome(self) -> int:
+        """The exit code of the driver: all is done, a stage died too often, or it was killed; and nothing of it is left."""
+        assert self.process
+        printed, errors = self.process.communicate(timeout=300)
+        until(lambda: not self.alive(), 10)
+        code = self.process.returncode
+        assert code in (0, -signal.SIGKILL) or f"{LOST_ATTEMPTS} times; its log is" in printed + errors, errors
+        return code
+
+    def over(self) -> bool:
+        assert self.process
+        return self.process.poll() is not None
+
+    def tokens(self) -> dict[str, str]:
+        """Who has published what."""
+        return {key: self.store.manifest(key)["token"] for key in self.store.published()}
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal to a process; False when it is gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def until(claim: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until `claim` holds."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """All that must not depend on how a run went."""
+
+    weights: dict[str, bytes]
+    metrics: dict[str, dict[str, float]]
+    files: dict[str, dict[str, str]]
+    cells: dict[str, dict[str, Any]]
+    leaderboards: dict[str, bytes]
+
+    @classmethod
+    def of(cls, driver: Driver) -> "Traces":
+        store, out = driver.store, driver.results
+        keys = sorted(store.published())
+        files = {key: {p.name: file_digest(p) for p in store.path(key).iterdir() if p.name != MANIFEST} for key in keys}
+        assert {key: store.manifest(key)["files"] for key in keys} == files
+        return cls(
+            weights={key: (store.path(key) / WEIGHTS).read_bytes() for key in keys if WEIGHTS in files[key]},
+            metrics={key: store.manifest(key)["metrics"] for key in keys},
+            files=files,
+            cells={path.name: timeless(read_json(path)) for path in sorted((out / "cells").iterdir())},
+            leaderboards={name: (out / name).read_bytes() for name in LEADERBOARDS},
+        )
+
+
+def timeless(cell: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in cell.items() if name not in ("seconds", "machine")}
+
+
+def assert_same(one: Traces, other: Traces) -> None:
+    """Field by field, so that a difference is named."""
+    assert one.files.keys() == other.files.keys()
+    assert [key for key in one.weights if one.weights[key] != other.weights[key]] == []
+    assert one.files == other.files
+    assert one.metrics == other.metrics
+    assert one.cells == other.cells
+    assert [name for name in LEADERBOARDS if one.leaderboards[name] != other.leaderboards[name]] == []
+
+
+def assert_tidy(store: Store) -> None:
+    """Nobody is at work and nothing has failed."""
+    for name in ("claims", "work", "failures"):
+        assert os.listdir(store.root / name) == [], name
+
+
+@pytest.fixture(scope="module")
+def drivers() -> Iterator[list[Driver]]:
+    """Drivers to be killed at the end, however the tests end."""
+    kept: list[Driver] = []
+    yield kept
+    for driver in kept:
+        for pid in driver.alive():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drivers: list[Driver], tmp_path_factory: pytest.TempPathFactory) -> tuple[Traces, Traces]:
+    """The same matrix by one worker and by two, each in a store of its own, at the same time."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    pair = [Driver(folder / f"jobs{jobs}", jobs, checkpoint_seconds=30).start() for jobs in (1, 2)]
+    drivers += pair
+    for driver in pair:
+        driver.ended(0)
+        assert_tidy(driver.store)
+    serial, parallel = (Traces.of(driver) for driver in pair)
+    return serial, parallel
+
+
+@linux
+def test_a_matrix_is_the_same_in_series_and_in_parallel(undisturbed: tuple[Traces, Traces]) -> None:
+    serial, parallel = undisturbed
+    assert_same(serial, parallel)
+    assert len(serial.weights) == 1 + 1 + 3 + 1
+    assert len(serial.cells) == 3 + 1
+    assert {cell["status"] for cell in serial.cells.values()} == {"done"}
+
+
+@linux
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
+    undisturbed: tuple[Traces, Traces], drivers: list[Driver], tmp_path: Path
+) -> None:
+    """Workers first, then the driver, in the midst of the victim and later of what builds on it."""
+    driver = Driver(tmp_path)
+    drivers.append(driver)
+
+    driver.start()
+    driver.strike(signal.SIGKILL)
+    driver.strike(signal.SIGTERM)
+    driver.end_in_the_midst(signal.SIGKILL, stages=1)
+    finished = driver.tokens()
+
+    driver.start().end_in_the_midst(signal.SIGTERM, stages=3)
+    finished |= driver.tokens()
+    assert 3 <= len(finished) < 15
+
+    driver.start().ended(0)
+    assert_same(Traces.of(driver), undisturbed[0])
+    assert_tidy(driver.store)
+    assert driver.tokens().items() >= finished.items()  # nothing was done twice
+
+
+@linux
+def test_ctrl_c_ends_with_130_says_how_to_go_on_and_leaves_no_worker(
+    undisturbed: tuple[Traces, Traces], drivers: list[Driver], tmp_path: Path
+) -> None:
+    """First as a terminal sends it, to all processes of the run; then to the driver alone."""
+    driver = Driver(tmp_path)
+    drivers.append(driver)
+    ways: list[Callable[[int, int], None]] = [os.killpg, os.kill]
+    for interrupt in ways:
+        driver.start()
+        until(lambda: driver.over() or (bool(driver.workers()) and bool(driver.under_way())))
+        interrupt(driver.pid, signal.SIGINT)
+        said = driver.ended(130)
+        assert said.splitlines() == ["", f"Interrupted. What was finished is kept; to go on: {driver.line}"]
+        assert os.listdir(driver.store.root / "failures") == []
+    driver.start().ended(0)
+    assert_same(Traces.of(driver), undisturbed[0])
+
+
+@linux
+def test_two_drivers_on_one_store_share_the_work_and_agree(
+    undisturbed: tuple[Traces, Traces], drivers: list[Driver], tmp_path: Path
+) -> None:
+    pair = [Driver(tmp_path, jobs=1, out=out).start() for out in ("one", "two")]
+    drivers += pair
+    for driver in pair:
+        driver.ended(0)
+    for driver in pair:
+        assert_same(Traces.of(driver), undisturbed[0])
+    assert_tidy(driver.store)
+
+
+@linux
+@pytest.mark.slow
+def test_chaos_changes_nothing(drivers: list[Driver], tmp_path: Path) -> None:
+    """Random processes of a run are killed at random moments; the driver is started again; then it is left alone."""
+    suite = SUITE.replace("seeds = 1", "seeds = 3")
+    quiet = Driver(tmp_path / "quiet", checkpoint_seconds=30, suite=suite)
+    drivers.append(quiet)
+    quiet.start().ended(0)
+    seed = int(os.environ.get("KDBENCH_CHAOS_SEED") or secrets.randbelow(10**6))
+    print(f"KDBENCH_CHAOS_SEED={seed}")
+    chance = random.Random(seed)
+    driver = Driver(tmp_path / "chaos", suite=suite)
+    drivers.append(driver)
+    finished: dict[str, str] = {}
+    driver.start()
+    for _ in range(STRIKES):
+        time.sleep(chance.uniform(0.1, 0.9))
+        if driver.over():
+            if driver.outcome() == 0:
+                break
+            driver.start()
+        if victims := chance.choices((driver.workers(), driver.helpers(), [driver.pid]), (70, 15, 15))[0]:
+            send(chance.choice(sorted(victims)), signal.SIGKILL)
+        assert driver.tokens().items() >= finished.items()
+        finished = driver.tokens()
+    while driver.outcome() != 0:
+        driver.start()
+    assert_same(Traces.of(driver), Traces.of(quiet))
+    assert driver.tokens().items() >= finished.items()
+    for name in ("claims", "failures"):
+        assert os.listdir(driver.store.root / name) == [], name
