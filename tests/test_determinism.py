@@ -30,11 +30,11 @@ dataset = "blobs"
 
 [victim]
 network = "mini-8"
-recipe = { epochs = 20, batch = 16, lr = 0.05, crop = 1, flip = true }
+recipe = { epochs = 12, batch = 16, lr = 0.05, crop = 1, flip = true }
 
 [student]
 network = "mini-8"
-recipe = { epochs = 8, batch = 16, optimizer = "adam", lr = 0.003, schedule = "cosine", crop = 1 }
+recipe = { epochs = 5, batch = 16, optimizer = "adam", lr = 0.003, schedule = "cosine", crop = 1 }
 
 [robustness]
 level = "fast"
@@ -137,7 +137,7 @@ def test_every_method_stopped_at_every_checkpoint_leaves_the_same_bits(tmp_path:
     (tmp_path / "methods.toml").write_text(METHODS)
     suite = with_yardstick(load(str(tmp_path / "methods.toml")))
     bench = Bench(Store(tmp_path / "store"), tmp_path)
-    content = bench.publish(data_stage(suite, Numerics()))["content"]
+    content = bench.publish(data_stage(suite))["content"]
     played = 0
     for stage in make_plan(suite, Numerics(), content).stages.values():
         if stage.kind in ("data", "score") or any(f" from {who}," in stage.label for who in ALIKE):
@@ -390,6 +390,20 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
     assert_same(Traces.of(driver), undisturbed[0])
     assert_tidy(driver.store)
     assert driver.tokens().items() >= finished.items()  # nothing was done twice
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_die_with_their_driver(drivers: list[Driver], tmp_path: Path, number: signal.Signals) -> None:
+    """At once: left alone, these would train for hours."""
+    driver = Driver(tmp_path, suite=SUITE.replace("epochs = ", "epochs = 1000"))
+    drivers.append(driver)
+    driver.start()
+    until(lambda: driver.over() or len(driver.under_way()) == 2)
+    assert len(driver.workers()) == 2
+    os.kill(driver.pid, number)
+    until(lambda: driver.over() and not driver.alive(), 10)
+    assert len(driver.under_way()) == 2
 
 
 @linux

@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -29,7 +29,7 @@ from helpers import blobs
 from kdbench import registry
 from kdbench.api import UNKNOWN, Answers, Attack, Context, Defense, KdbenchError, Oracle, Service, infer
 from kdbench.board.results import Cell, Status, read
-from kdbench.runner import command, journal, suite
+from kdbench.runner import command, journal, matrix, suite, worker
 from kdbench.runner.checkpoint import load_state, load_tensors
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.executors.protocol import Handle, Report, State
@@ -410,11 +410,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     monkeypatch.syspath_prepend(tmp_path)
     files = {
         "__init__.py": "",
-        "method.py": "from . import formulas\nfrom .loss import loss\n\n\nclass Method:\n    use = loss, formulas\n",
+        "method.py": "from . import formulas, shapes\nfrom .loss import loss\n\n\nclass Method:\n    use = loss, shapes\n",
         "loss.py": "def loss() -> float:\n    from .deep.constants import C\n    return C\n",
         "deep/__init__.py": "",
         "deep/constants.py": "from ..formulas import F\nC = F\n",
         "formulas.py": "F = 1.0\n",
+        "shapes.py": "",
         "other.py": "import json\n",
     }
 
@@ -433,7 +434,7 @@ def test_the_same_source_elsewhere_has_the_same_digest(package: Callable[..., An
     assert source_digest(package()) == source_digest(package())
 
 
-@pytest.mark.parametrize("file", ["method.py", "loss.py", "formulas.py", "deep/constants.py"])
+@pytest.mark.parametrize("file", ["method.py", "loss.py", "shapes.py", "formulas.py", "deep/constants.py"])
 def test_a_digest_changes_with_the_module_and_with_all_it_imports_relatively(
     package: Callable[..., Any], file: str
 ) -> None:
@@ -1064,7 +1065,7 @@ def test_a_worker_that_always_dies_becomes_a_failed_stage_that_names_its_log(
 
 @dataclass
 class Neighbour(Recorder):
-    """Another driver, which holds the claim on the victim and publishes it when this run asks for it a second time."""
+    """Another driver, which holds the claim on the victim and publishes it when this run has asked for it five times."""
 
     store: Store | None = None
     other: Store | None = None
@@ -1074,21 +1075,24 @@ class Neighbour(Recorder):
         super().started(stage)
         assert self.store
         assert self.other
-        if stage.kind == "train" and self.labels.count(stage.label) == 1:
+        asked = self.labels.count(stage.label)
+        if stage.kind == "train" and asked == 1:
             assert self.claims.enter_context(self.store.claim(stage.key)) is not None
-        elif stage.kind == "train":
+        elif stage.kind == "train" and asked == 5:
             shutil.copytree(self.other.path(stage.key), built := self.store.scratch(stage.key), dirs_exist_ok=True)
             built.rename(self.store.path(stage.key))
             self.claims.close()
 
 
 def test_a_claim_of_another_driver_is_waited_for_and_its_result_taken(
-    golden: Played, tiny: Callable[..., Suite], tmp_path: Path
+    golden: Played, tiny: Callable[..., Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However often it is refused: to be busy is no attempt that was lost."""
+    monkeypatch.setattr(matrix, "BUSY_SECONDS", 0.05)
     store = Store(tmp_path / "store")
     watcher = Neighbour(store=store, other=golden.store)
     [found] = run(tiny(DUEL), tmp_path, watcher).values()
-    assert watcher.labels.count("train the victim, seed 0") == 2
+    assert watcher.labels.count("train the victim, seed 0") == 5 > LOST_ATTEMPTS
     assert watcher.problems == {}
     assert store.manifest(found.keys["train"])["token"] == golden.store.manifest(found.keys["train"])["token"]
     assert found.metrics == golden.cells[found.name].metrics
@@ -1181,6 +1185,24 @@ def test_what_builds_on_a_failure_says_what_failed(plan: Callable[..., Plan], tm
         "score kd on stingy, seed 0": f"'kd from stingy, seed 0' failed: {steal} broke",
         **dict.fromkeys(ON_NASTY, f"'harden by nasty, seed 0' failed: {harden} broke"),
     }
+    assert store.published() == found.stages.keys() - outcome.problems.keys()
+
+
+def test_a_failure_reaches_what_builds_on_it_through_others(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    """A theft from a hardened model does not name the victim that was hardened."""
+    found, store, watcher = plan(), Store(tmp_path), Recorder()
+    victim = cell(found, "nasty", "kd").stages["train"]
+
+    def act(key: str, _: int) -> str:
+        if key == victim:
+            store.fail(key, {"reason": "it broke"})
+            return "the worker ended with exit code 1"
+        return publish(store, key)
+
+    outcome = play(found.stages, store, Paper(act), watcher, "data")
+    failed = {found.stages[key].label.removesuffix(", seed 0") for key in outcome.problems}
+    assert failed == VICTIMS
+    assert {label.removesuffix(", seed 0") for label in watcher.lost} == VICTIMS - {"train the victim"}
     assert store.published() == found.stages.keys() - outcome.problems.keys()
 
 
@@ -1286,6 +1308,35 @@ def test_two_workers_on_one_stage_do_no_harm(long_stage: Callable[..., tuple[Sto
     assert os.listdir(store.root / "tmp") == []
     files = store.manifest(key)["files"]
     assert files == {name: file_digest(store.path(key) / name) for name in files}
+
+
+@pytest.fixture
+def at_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Lets a worker do something else than its stage, in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda act: monkeypatch.setattr(worker, "run_stage", lambda *_: act())
+    signal.signal(signal.SIGTERM, before)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_an_error_after_somebody_else_has_published_is_no_failure(
+    long_stage: Callable[..., tuple[Store, str]], at_work: Callable[..., None], published: bool
+) -> None:
+    """The other has tidied up: a checkpoint that is written then finds no folder."""
+    store, key = long_stage()
+
+    def act() -> None:
+        if published:
+            publish(store, key)
+        raise FileNotFoundError("part-1.safetensors")
+
+    at_work(act)
+    assert worker.work(str(store.root), key) == (PUBLISHED if published else FAILED)
+    failure = store.failure(key)
+    assert failure is None if published else failure["reason"] == "FileNotFoundError: part-1.safetensors"  # type: ignore[index]
+    for name in ("claims", "tmp"):
+        assert os.listdir(store.root / name) == [], name
 
 
 def test_a_second_worker_on_a_stage_that_is_worked_on_is_busy(long_stage: Callable[..., tuple[Store, str]]) -> None:
