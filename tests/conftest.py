@@ -1,5 +1,47 @@
-"""One thread: the protocol's arithmetic, and no contention with the workers that some tests start."""
+"""One thread: the protocol's arithmetic, and no contention with the workers that some tests start. And a tiny suite."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
 import torch
 
+from kdbench.runner import suite
+from kdbench.runner.plan import Numerics, Plan, make_plan
+from kdbench.runner.suite import Suite, with_yardstick
+from runs import TINY, Played, Recorder, run
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("suites") / "tiny.toml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_file: str) -> Callable[..., Suite]:
+    """Makes the suite above with some dotted paths changed."""
+
+    def load(changes: Mapping[str, Any] | None = None) -> Suite:
+        return with_yardstick(suite.load(tiny_file, changes))
+
+    return load
+
+
+@pytest.fixture
+def plan(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
+    """Plans the suite above with some dotted paths changed, on made-up data."""
+
+    def make(changes: Mapping[str, Any] | None = None, numerics: Numerics | None = None, content: str = "d") -> Plan:
+        return make_plan(tiny(changes), numerics or Numerics(), content)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
+    folder, watcher = tmp_path_factory.mktemp("golden"), Recorder()
+    return Played(folder, run(tiny(), folder, watcher), watcher)

@@ -1,0 +1,169 @@
+"""What the tests of the runner share: a tiny suite, how it is played, and what of a run must not change."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdbench.board.results import Cell, read
+from kdbench.runner.plan import Plan, PlannedCell, Stage
+from kdbench.runner.session import Options, Session
+from kdbench.runner.store import Store
+from kdbench.runner.suite import Suite
+from kdbench.runner.watch import SilentWatcher
+
+TINY = """
+seeds = 1
+defenses = ["none", "nasty", "stingy"]
+attacks = ["kd", "partial-kd"]
+dataset = "blobs"
+
+[victim]
+network = "mini-8"
+recipe = { epochs = 2, batch = 32, lr = 0.05 }
+
+[student]
+network = "mini-8"
+recipe = { epochs = 2, batch = 32, lr = 0.05 }
+
+[robustness]
+level = "none"
+
+[attack.partial-kd]
+fraction = 0.5
+"""
+Json = dict[str, Any]
+DUEL: Json = {"defenses": ["none"], "attacks": ["kd"], "baselines": []}
+DUEL_STAGES = [
+    "read blobs",
+    "train the victim, seed 0",
+    "kd from none, seed 0",
+    "score kd on none, seed 0",
+    "score none, seed 0",
+]
+DIVERGES: Json = {"defense.nasty.omega": 1e30, "defense.nasty.clip": 0.0}
+ON_NASTY = {
+    "hard-label from nasty, seed 0",
+    "kd from nasty, seed 0",
+    "partial-kd from nasty, seed 0",
+    "score hard-label on nasty, seed 0",
+    "score kd on nasty, seed 0",
+    "score partial-kd on nasty, seed 0",
+    "score nasty, seed 0",
+}
+
+
+@dataclass
+class Recorder(SilentWatcher):
+    """Remembers what it was told."""
+
+    begun: list[tuple[int, int]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    finished: list[Stage] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    most: int = 0
+    closed: int = 0
+
+    def begin(self, stages: dict[str, Stage], cached: int) -> None:
+        self.begun.append((len(stages), cached))
+
+    def started(self, stage: Stage) -> None:
+        self.labels.append(stage.label)
+
+    def ended(self, stage: Stage, seconds: float, problem: str) -> None:
+        assert seconds > 0
+        self.finished.append(stage)
+        if problem:
+            self.problems[stage.label] = problem
+
+    def dropped(self, stages: list[Stage]) -> None:
+        self.lost |= {stage.label for stage in stages}
+
+    def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
+        self.most = max(self.most, len(running))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def options(folder: Path, **changes: Any) -> Options:
+    values: Json = {"store": folder / "store", "out": folder / "out", "device": "cpu", "jobs": 2}
+    return Options(**values | changes)
+
+
+def run(played: Suite, folder: Path, watcher: Recorder | None = None, **changes: Any) -> dict[str, Cell]:
+    """Play a suite into `folder`; its cells by name."""
+    cells = Session(played, options(folder, **changes), watcher or Recorder()).run()
+    assert read(options(folder, **changes).out) == sorted(cells, key=lambda cell: f"{cell.name}.json")
+    return {cell.name: cell for cell in cells}
+
+
+def numbers(cells: Mapping[str, Cell]) -> dict[str, Any]:
+    """What of cells must not depend on who played them when."""
+    return {name: (cell.status, cell.reason, cell.metrics, cell.keys) for name, cell in cells.items()}
+
+
+def digests(store: Store) -> dict[str, dict[str, str]]:
+    """The digests of all files of all finished stages."""
+    return {key: store.manifest(key)["files"] for key in store.published()}
+
+
+@dataclass(frozen=True)
+class Played:
+    """The tiny suite, played once for all tests; nobody changes this folder."""
+
+    folder: Path
+    cells: dict[str, Cell]
+    watcher: Recorder
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "store")
+
+    def copy(self, folder: Path) -> Path:
+        """`folder`, with a copy of the store in it."""
+        shutil.copytree(self.folder / "store", folder / "store")
+        return folder
+
+
+def cell(plan: Plan, defense: str | None, attack: str, fraction: float = 1.0) -> PlannedCell:
+    """The planned cell of a defense (None: the baseline on that part of the data) and an attack; there is one."""
+    cells = [c for c in plan.cells if (c.defense and c.defense.label) == defense and c.attack.label == attack]
+    [found] = [c for c in cells if defense or c.owned.fraction == fraction]
+    return found
+
+
+ALL_ON = {who: {f"{a} from {who}" for a in ("hard-label", "kd", "partial-kd")} for who in ("none", "nasty", "stingy")}
+SCORES_ON = {
+    who: {f"score {a} on {who}" for a in ("hard-label", "kd", "partial-kd")} for who in ("none", "nasty", "stingy")
+}
+AUDITS = {f"score {who}" for who in ("none", "nasty", "stingy")}
+THEFTS = ALL_ON["none"] | ALL_ON["nasty"] | ALL_ON["stingy"]
+THEFT_SCORES = SCORES_ON["none"] | SCORES_ON["nasty"] | SCORES_ON["stingy"]
+VICTIMS = {"train the victim", "harden by nasty"} | AUDITS | THEFTS | THEFT_SCORES
+
+
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def publish(store: Store, key: str) -> str:
+    store.publish(key, store.scratch(key), {})
+    return "the worker ended with exit code 0"
+
+
+def until(claim: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until `claim` holds."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -1,0 +1,97 @@
+"""The command behind the command line."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdbench.api import KdbenchError
+from kdbench.board.results import read
+from kdbench.runner import command
+from kdbench.runner.session import Session
+from kdbench.runner.store import Store, write_json
+from kdbench.runner.suite import Suite
+from runs import DIVERGES, ON_NASTY, Json, Played, Recorder, options
+
+
+def request(folder: Path, **changes: Any) -> command.Request:
+    values: Json = {"store": folder / "store", "out": folder / "out", "device": "cpu", "jobs": 2, "quiet": True}
+    return command.Request(**values | changes)
+
+
+def test_a_run_whose_cells_are_done_ends_with_0(
+    golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.run(tiny_file, request(golden.copy(tmp_path), attack=["kd"], defense=["nasty"])) == 0
+    printed = capsys.readouterr().out
+    assert "nasty" in printed
+    assert "failed" not in printed
+    assert {c.defense.label for c in read(tmp_path / "out") if c.defense} == {"none", "nasty"}
+
+
+def test_a_run_in_which_cells_fail_ends_with_1_and_says_how_many_and_why(
+    golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [f"{path}={value}" for path, value in DIVERGES.items()]
+    assert command.run(tiny_file, request(golden.copy(tmp_path), changes=changes)) == 1
+    assert "3 cells failed: training diverged: the loss was not finite in epoch 0" in capsys.readouterr().out
+    status = command.status(tmp_path / "out")
+    assert "cells: 10 done, 3 failed" in status
+    assert "failed: nasty--kd--mini-8--seed0: training diverged" in status
+
+
+def test_a_dry_run_prints_the_plan_and_plays_nothing(
+    golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden.copy(tmp_path)
+    assert command.run(tiny_file, request(tmp_path, dry_run=True, changes=["defense.nasty.omega=0.5"])) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^to do +harden +harden by nasty, seed 0$", printed, re.MULTILINE)
+    assert re.search(r"^cached +train +train the victim, seed 0$", printed, re.MULTILINE)
+    assert len(re.findall(r"^to do ", printed, re.MULTILINE)) == 1 + len(ON_NASTY)
+    assert Store(tmp_path / "store").published() == golden.store.published()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_status_of_a_run_counts_stages_and_cells(golden: Played) -> None:
+    lines = command.status(golden.folder / "out").splitlines()
+    assert lines[0].startswith("stages: 32 of 32 done, ")
+    assert lines[1:] == ["cells: 13 done"]
+
+
+def test_the_status_of_a_run_under_way_says_what_runs(golden: Played, tmp_path: Path) -> None:
+    shutil.copytree(golden.folder, tmp_path / "copy")
+    store = Store(tmp_path / "copy" / "store")
+    key = golden.cells["none--kd--mini-8--seed0"].keys["steal"]
+    store.discard(key)
+    write_json(store.workplace(key) / "progress.json", {"share": 0.25, "text": "epoch 1/4"})
+    lines = command.status(tmp_path / "copy" / "out").splitlines()
+    assert lines[0].startswith("stages: 31 of 32 done, ")
+    assert lines[1] == "  under way: kd from none, seed 0 25% epoch 1/4"
+
+
+def test_the_status_of_another_folder_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(KdbenchError, match="is not the results folder of a run"):
+        command.status(tmp_path)
+
+
+def test_a_change_is_a_toml_value_or_else_a_string() -> None:
+    changes = ["attack.kd.temperature=20", "threat.labels=false", "title=a b", "seeds=[1,2]", "a.b==c"]
+    tree = command.Request(changes=changes).tree()
+    assert tree == {"attack.kd.temperature": 20, "threat.labels": False, "title": "a b", "seeds": [1, 2], "a.b": "=c"}
+
+
+@pytest.mark.parametrize("text", ["omega", "=3", ""])
+def test_a_change_without_a_path_or_a_value_is_a_sentence(text: str) -> None:
+    with pytest.raises(KdbenchError, match="--set takes PATH=VALUE"):
+        command.Request(changes=[text]).tree()
+
+
+def test_a_device_that_is_not_there_is_a_sentence(tiny: Callable[..., Suite], tmp_path: Path) -> None:
+    absent = "cuda" if not torch.cuda.is_available() else "mps"
+    with pytest.raises(KdbenchError, match=f"The device '{absent}' is not available here. Available: cpu"):
+        Session(tiny(), options(tmp_path, device=absent), Recorder())

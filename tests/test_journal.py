@@ -1,0 +1,157 @@
+"""The journal: what a stage writes down, and what a resumed one gets back."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdbench.runner import journal
+from kdbench.runner.checkpoint import load_state
+from kdbench.runner.journal import BEAT_SECONDS, CHECKPOINT_SECONDS, PROGRESS_SECONDS, Journal, Stopped
+from runs import Clock, Json
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(journal, "time", made)
+    return made
+
+
+def journals(folder: Path) -> Callable[[], Journal]:
+    """Makes the journals of one attempt after another at one stage."""
+    for name in ("out", "work"):
+        (folder / name).mkdir()
+    return lambda: Journal(folder / "out", folder / "work")
+
+
+def test_a_journal_puts_back_numbers_generators_and_the_query_count(tmp_path: Path) -> None:
+    new = journals(tmp_path)
+    log = new()
+    log.generators += [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
+    log("loss", 0.25)
+    torch.rand(3, generator=log.generators[1])
+    log.meter.answered = 77
+    log.save("part-1", {"epochs": 4, "w": torch.arange(3)})
+    expected = [torch.rand(5, generator=generator) for generator in log.generators]
+
+    again = new()
+    again.generators += [torch.Generator(), torch.Generator()]
+    state = again.load("part-1")
+    assert state["epochs"] == 4
+    assert state["w"].tolist() == [0, 1, 2]
+    assert again.numbers == {"loss": 0.25}
+    assert again.meter.answered == 77
+    assert all(torch.equal(torch.rand(5, generator=g), x) for g, x in zip(again.generators, expected, strict=True))
+
+
+def test_a_journal_without_a_checkpoint_puts_nothing_back(tmp_path: Path) -> None:
+    log = journals(tmp_path)()
+    log.meter.answered = 5
+    log.generators.append(torch.Generator().manual_seed(3))
+    assert log.load("part-1") is None
+    assert log.meter.answered == 5
+    assert torch.equal(
+        torch.rand(2, generator=log.generators[0]), torch.rand(2, generator=torch.Generator().manual_seed(3))
+    )
+
+
+def test_pieces_of_work_are_kept_apart(tmp_path: Path) -> None:
+    new = journals(tmp_path)
+    log = new()
+    slots = [log.slot(), log.slot()]
+    for number, slot in enumerate(slots):
+        log.save(slot, {"number": number})
+    again = new()
+    assert [again.load(again.slot())["number"] for _ in slots] == [0, 1]
+
+
+def test_a_damaged_checkpoint_only_costs_the_work(tmp_path: Path) -> None:
+    new = journals(tmp_path)
+    new().save("part-1", {"epochs": 1})
+    (tmp_path / "work" / "part-1.safetensors").write_bytes(b"torn")
+    assert new().load("part-1") is None
+
+
+def test_a_checkpoint_is_due_when_the_interval_has_passed_since_the_last(tmp_path: Path, clock: Clock) -> None:
+    log = journals(tmp_path)()
+    assert not log.due()
+    clock.now += CHECKPOINT_SECONDS - 0.1
+    assert not log.due()
+    clock.now += 0.2
+    assert log.due()
+    log.save("part-1", {})
+    assert not log.due()
+    clock.now += CHECKPOINT_SECONDS
+    assert log.due()
+
+
+def test_a_stage_that_is_asked_to_stop_saves_first_and_then_stops(tmp_path: Path, clock: Clock) -> None:
+    log = journals(tmp_path)()
+    log.stop = True
+    log.progress(0.5, "there is something to save")
+    assert log.due()
+    with pytest.raises(Stopped):
+        log.save("part-1", {"epochs": 2})
+    assert load_state(tmp_path / "work" / "part-1.safetensors")["state"] == {"epochs": 2}
+
+
+def test_no_method_can_swallow_the_stop() -> None:
+    assert not issubclass(Stopped, Exception)
+
+
+def test_what_cannot_be_resumed_is_never_saved_and_stops_at_once(tmp_path: Path, clock: Clock) -> None:
+    new = journals(tmp_path)
+    new().save("part-1", {"epochs": 1})
+    log = new()
+    log.resumable = False
+    clock.now += 10 * CHECKPOINT_SECONDS
+    assert not log.due()
+    assert log.load("part-1") is None
+    log.progress(0.1, "")
+    log.stop = True
+    assert not log.due()
+    with pytest.raises(Stopped):
+        log.progress(0.2, "")
+
+
+def test_progress_is_told_at_most_twice_a_second(tmp_path: Path, clock: Clock) -> None:
+    log = journals(tmp_path)()
+    path = tmp_path / "work" / "progress.json"
+    told: list[Json] = []
+    for step in range(1, 101):
+        clock.now += 0.04
+        log.progress(step / 100, f"step {step}")
+        if path.exists() and (not told or told[-1] != json.loads(path.read_text())):
+            told.append(json.loads(path.read_text()))
+    assert 100 * 0.04 * 0.5 / PROGRESS_SECONDS <= len(told) <= 100 * 0.04 / PROGRESS_SECONDS
+    assert told[-1]["text"] == f"step {round(told[-1]['share'] * 100)}"
+
+
+def test_progress_keeps_the_claim_alive(tmp_path: Path, clock: Clock) -> None:
+    beats = []
+
+    class Pulse:
+        def beat(self) -> None:
+            beats.append(clock.now)
+
+    journals(tmp_path)
+    log = Journal(tmp_path / "out", tmp_path / "work", Pulse())  # type: ignore[arg-type]
+    for _ in range(100):
+        clock.now += 1
+        log.progress(0.5, "")
+    assert all(BEAT_SECONDS <= later - earlier < 2 * BEAT_SECONDS for earlier, later in pairwise(beats))
+    assert len(beats) >= 4
+
+
+def test_pictures_are_kept_and_listed_and_small_ones_enlarged(tmp_path: Path) -> None:
+    from PIL import Image
+
+    log = journals(tmp_path)()
+    log.images("inverted", torch.rand(9, 1, 8, 8))
+    assert log.pictures == ["inverted.png"]
+    with Image.open(tmp_path / "out" / "inverted.png") as picture:
+        assert min(picture.size) > 3 * 64

@@ -1,0 +1,203 @@
+"""The plan: every stage once, keys that say all a result depends on, grants and skips."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from kdbench.api import Answers
+from kdbench.runner.plan import Numerics, Plan
+from runs import ALL_ON, AUDITS, DUEL, SCORES_ON, THEFT_SCORES, THEFTS, VICTIMS, Json, cell
+
+
+def by_kind(plan: Plan) -> Counter[str]:
+    return Counter(stage.kind for stage in plan.stages.values())
+
+
+def test_every_stage_is_planned_once_however_many_cells_need_it(plan: Callable[..., Plan]) -> None:
+    """By hand: 3 defenses x (hard-label, kd, partial-kd), and 2 baselines x (all data, half of it)."""
+    one = plan()
+    assert len(one.cells) == 3 * 3 + 2 * 2
+    assert by_kind(one) == {"data": 1, "train": 1, "harden": 1, "steal": 9 + 4, "score": 9 + 4 + 3}
+    two = plan({"seeds": 2})
+    assert len(two.cells) == 2 * len(one.cells)
+    assert by_kind(two) == {"data": 1, "train": 2, "harden": 2, "steal": 26, "score": 32}
+    students = plan({"student.networks": ["mini-8", "mini-16"]})
+    assert by_kind(students) == {"data": 1, "train": 1, "harden": 1, "steal": 26, "score": 26 + 3}
+    assert by_kind(plan(DUEL)) == {"data": 1, "train": 1, "steal": 1, "score": 2}
+
+
+def test_a_method_that_is_a_baseline_and_an_attack_is_played_once(plan: Callable[..., Plan]) -> None:
+    both = plan({"attacks": ["kd", "partial-kd", "hard-label", "cross-entropy"]})
+    assert both.stages.keys() == plan().stages.keys()
+    assert {c.name for c in both.cells} == {c.name for c in plan().cells}
+
+
+def test_stages_come_after_what_they_build_on_and_name_exactly_that(plan: Callable[..., Plan]) -> None:
+    before: set[str] = set()
+    for key, stage in plan({"seeds": 2}).stages.items():
+        assert set(stage.inputs) <= before
+        named = re.findall(r"\b(?:data|train|harden|steal)/[0-9a-f]{32}\b", json.dumps(stage.spec))
+        assert set(named) == set(stage.inputs)
+        assert key == stage.key
+        before.add(key)
+
+
+def test_cells_have_names_of_their_own(plan: Callable[..., Plan]) -> None:
+    cells = plan({"seeds": [3, 5], "student.networks": ["mini-8", "mini-16"]}).cells
+    assert len({c.name for c in cells}) == len(cells) == 4 * 13
+
+
+def test_none_and_a_defense_that_only_serves_deploy_the_victim_itself(plan: Callable[..., Plan]) -> None:
+    found = plan()
+    none, stingy, nasty = (cell(found, defense, "kd").stages for defense in ("none", "stingy", "nasty"))
+    assert none["harden"] == none["train"] == stingy["harden"]
+    assert nasty["harden"] != none["harden"]
+    assert none["steal"] != stingy["steal"]
+    assert none["audit"] != stingy["audit"]
+
+
+def test_a_baseline_has_no_victim_in_its_key_and_does_not_depend_on_the_defenses(plan: Callable[..., Plan]) -> None:
+    found = plan()
+    stages = cell(found, None, "cross-entropy").stages
+    assert set(stages) == {"steal", "score"}
+    assert found.stages[stages["steal"]].spec["victim"] is None
+    assert [key.split("/")[0] for key in found.stages[stages["steal"]].inputs] == ["data"]
+    for changes in (
+        {"defenses": ["none"]},
+        {"victim.network": "mini-16"},
+        {"victim.recipe.epochs": 9},
+        {"defense.nasty.omega": 0.5},
+        {"attacks": ["kd"]},
+        {"threat.answers": "label"},
+        {"threat.budget": 7},
+        {"attack.label-smoothing.smoothing": 0.3},
+    ):
+        assert cell(plan(changes), None, "cross-entropy").stages == stages, changes
+
+
+BASE = {f"{a} on {part} of the data" for a in ("cross-entropy", "label-smoothing") for part in ("100%", "50%")}
+BASE_SCORES = {"score cross-entropy", "score label-smoothing"}
+NASTY = {"harden by nasty", "score nasty"} | ALL_ON["nasty"] | SCORES_ON["nasty"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "anew"),
+    [
+        ({}, set()),
+        ({"title": "Another", "tolerance": 0.5}, set()),
+        ({"defenses": ["stingy", "nasty", "none"], "attacks": ["partial-kd", "kd"]}, set()),
+        ({"defense.nasty.omega": 0.1}, NASTY),
+        ({"defense.nasty.tau": 5}, NASTY),
+        ({"defense.stingy.ratio": 0.9}, {"score stingy"} | ALL_ON["stingy"] | SCORES_ON["stingy"]),
+        ({"attack.kd.temperature": 9}, {f"{s}kd {w} {d}" for s, w in (("", "from"), ("score ", "on")) for d in ALL_ON}),
+        ({"attack.label-smoothing.smoothing": 0.2}, {b for b in BASE | BASE_SCORES if "label-smoothing" in b}),
+        ({"robustness.level": "fast"}, AUDITS | THEFT_SCORES | BASE_SCORES),
+        ({"student.recipe.lr": 0.01}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
+        ({"student.network": "mini-16"}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
+        ({"victim.recipe.lr": 0.01}, VICTIMS),
+        ({"victim.network": "mini-16"}, VICTIMS),
+        ({"threat.budget": 1000}, THEFTS | THEFT_SCORES),
+        ({"threat.answers": "topk"}, THEFTS | THEFT_SCORES),
+        ({"threat.data": 0.5}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
+        ({"threat.labels": False}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
+        ({"dataset": {"name": "blobs", "noise": 0.3}}, {"read blobs"} | VICTIMS | BASE | BASE_SCORES),
+    ],
+    ids=str,
+)
+def test_a_change_makes_new_keys_for_its_own_stages_and_those_above(
+    plan: Callable[..., Plan], changes: Json, anew: set[str]
+) -> None:
+    before, after = plan().stages, plan(changes).stages
+    new = {stage.label.removesuffix(", seed 0") for key, stage in after.items() if key not in before}
+    assert new == anew
+    assert len(after) == len(before)
+    assert sum(key not in before for key in after) == sum(
+        stage.label.removesuffix(", seed 0") in anew for stage in before.values()
+    )
+
+
+def test_defaults_that_are_written_out_change_no_key(plan: Callable[..., Plan]) -> None:
+    written = {
+        "defense.nasty.tau": 4,
+        "attack.kd.alpha": 0.9,
+        "threat.data": 1,
+        "seeds": [0],
+        "victim.recipe.momentum": 0.9,
+    }
+    assert plan(written).stages.keys() == plan().stages.keys()
+
+
+def test_a_label_is_a_name_and_no_part_of_a_key(plan: Callable[..., Plan]) -> None:
+    renamed = {"attacks": ["hinton", "partial-kd"], "attack.hinton.method": "kd"}
+    assert plan(renamed).stages.keys() == plan().stages.keys()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"numerics": Numerics(threads=2)}, {"numerics": Numerics(device="cuda")}, {"content": "e"}]
+)
+def test_arithmetic_and_the_content_of_the_data_are_in_every_key_but_that_of_the_data(
+    plan: Callable[..., Plan], changes: Json
+) -> None:
+    kept = plan().stages.keys() & plan(None, **changes).stages.keys()
+    assert [key.split("/")[0] for key in kept] == ["data"]
+
+
+def test_more_seeds_keep_what_fewer_seeds_have_done(plan: Callable[..., Plan]) -> None:
+    assert plan({"seeds": 3}).stages.keys() > plan({"seeds": [2, 0]}).stages.keys() > plan().stages.keys()
+
+
+def test_an_attack_that_needs_more_than_is_granted_is_skipped_with_the_reason(plan: Callable[..., Plan]) -> None:
+    found = plan({"threat.answers": "label", "attacks": ["kd", "deep-inversion"]})
+    for defense in ("none", "nasty", "stingy"):
+        assert cell(found, defense, "kd").skipped == "'kd' needs topk; the suite grants label"
+        assert (
+            cell(found, defense, "deep-inversion").skipped == "'deep-inversion' needs weights; the suite grants label"
+        )
+        assert cell(found, defense, "kd").stages == {}
+        assert cell(found, defense, "hard-label").skipped == ""
+    assert {s.label for s in found.stages.values() if s.kind == "steal" and "hard-label" in s.label} == {
+        f"hard-label from {defense}, seed 0" for defense in ("none", "nasty", "stingy")
+    }
+    assert not any("kd" in stage.label or "deep-inversion" in stage.label for stage in found.stages.values())
+
+
+def test_weights_are_granted_only_to_those_who_need_them(plan: Callable[..., Plan]) -> None:
+    found = plan({"threat.answers": "weights", "attacks": ["kd", "deep-inversion"]})
+    assert cell(found, "none", "kd").threat.answers is Answers.PROBS
+    assert cell(found, "none", "deep-inversion").threat.answers is Answers.WEIGHTS
+    probs = plan({"threat.answers": "probs", "attacks": ["kd"]})
+    assert cell(found, "nasty", "kd").stages == cell(probs, "nasty", "kd").stages
+
+
+def test_a_defense_that_only_serves_is_bypassed_by_who_has_the_weights(plan: Callable[..., Plan]) -> None:
+    found = plan({"threat.answers": "weights", "attacks": ["kd", "deep-inversion"]})
+    bypassed = {(c.defense.label, c.attack.label) for c in found.cells if c.bypassed and c.defense}
+    assert bypassed == {("stingy", "deep-inversion")}
+    assert cell(found, "stingy", "deep-inversion").stages  # played all the same
+
+
+def test_baselines_are_trained_on_the_parts_that_attacks_use(plan: Callable[..., Plan]) -> None:
+    found = plan()
+    parts = {c.owned.fraction for c in found.cells if c.defense is None}
+    assert parts == {1.0, 0.5}
+    partial, baseline = cell(found, "none", "partial-kd"), cell(found, None, "cross-entropy", 0.5)
+    assert partial.owned == baseline.owned
+    specs = [found.stages[c.stages["steal"]].spec for c in (partial, baseline)]
+    assert specs[0]["owned"] == specs[1]["owned"]
+    assert specs[0]["seed"] == specs[1]["seed"]
+
+
+def test_an_attack_without_data_gets_no_baseline_without_data(plan: Callable[..., Plan]) -> None:
+    found = plan({"threat.answers": "weights", "attacks": ["deep-inversion"]})
+    assert cell(found, "none", "deep-inversion").owned.fraction == 0
+    assert {c.owned.fraction for c in found.cells if c.defense is None} == {1.0}
+
+
+def test_a_thief_without_images_plays_only_what_needs_none(plan: Callable[..., Plan]) -> None:
+    found = plan({"threat.answers": "weights", "threat.data": 0, "attacks": ["kd", "deep-inversion"]})
+    assert cell(found, "none", "kd").skipped == "'kd' needs images of its own; the suite grants none"
+    assert cell(found, "none", "deep-inversion").skipped == ""
+    assert not [c for c in found.cells if c.defense is None]

@@ -1,0 +1,102 @@
+"""Watching a run."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+
+import pytest
+from rich.console import Console
+
+from kdbench.runner.plan import Plan, Stage
+from kdbench.runner.store import MANIFEST
+from kdbench.runner.watch import LiveWatcher, PlainWatcher, SilentWatcher, duration
+from runs import DUEL, Clock, Played
+
+
+@pytest.fixture
+def watched(plan: Callable[..., Plan]) -> list[Stage]:
+    return list(plan(DUEL).stages.values())
+
+
+def tell(watcher: SilentWatcher, stages: Sequence[Stage]) -> None:
+    """A run of five stages: two end, one fails and costs two."""
+    first, second, third, *above = stages
+    watcher.begin({stage.key: stage for stage in stages}, 7)
+    for stage in (first, second, third):
+        watcher.started(stage)
+        watcher.tick({stage.key: (stage, 0.5, "epoch 1/2")})
+        watcher.ended(stage, 1.5, "it [broke]" if stage is third else "")
+    watcher.dropped(above)
+    watcher.close()
+
+
+def test_a_run_in_plain_lines_says_what_ended_and_what_failed(watched: list[Stage]) -> None:
+    out = io.StringIO()
+    tell(PlainWatcher(Console(file=out)), watched)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "5 stages to do, 7 done before"
+    assert lines[1].startswith("[1/5] read blobs: 1.5 s; ")
+    assert lines[2].startswith("[2/5] train the victim, seed 0: 1.5 s; ")
+    assert lines[3].startswith("[3/5] kd from none, seed 0: FAILED: it [broke]; ")
+    assert len(lines) == 4
+
+
+def test_plain_lines_say_now_and_then_what_runs(watched: list[Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, clock = io.StringIO(), Clock()
+    monkeypatch.setattr("kdbench.runner.watch.time", clock)
+    watcher = PlainWatcher(Console(file=out))
+    running = {watched[1].key: (watched[1], 0.5, "epoch 1/2")}
+    for _ in range(25):
+        clock.now += 1
+        watcher.tick(running)
+        watcher.tick({})
+    assert out.getvalue().splitlines() == ["running: train the victim, seed 0 50% epoch 1/2"] * 2
+
+
+def test_a_live_display_shows_what_runs_and_keeps_failures_on_the_screen(watched: list[Stage]) -> None:
+    out = io.StringIO()
+    watcher = LiveWatcher(Console(file=out, force_terminal=True, width=200))
+    tell(watcher, watched[:1] * 3)  # the data stage comes first, in a run of its own
+    tell(watcher, watched)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert "FAILED kd from none, seed 0: it [broke]" in text
+    assert "train the victim, seed 0  50%  epoch 1/2" in text
+    assert "2/5" in text
+
+
+def test_a_display_without_work_stays_dark(watched: list[Stage]) -> None:
+    out = io.StringIO()
+    for watcher in (LiveWatcher(Console(file=out, force_terminal=True)), PlainWatcher(Console(file=out))):
+        watcher.begin({}, 32)
+        watcher.tick({})
+        watcher.close()
+    assert out.getvalue() == ""
+
+
+def test_time_left_is_the_work_left_at_the_pace_so_far(
+    plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 of 13 thefts of 10 s each, two at a time, took 20 s: the other 9 take 45 s."""
+    out, clock = io.StringIO(), Clock()
+    monkeypatch.setattr("kdbench.runner.watch.time", clock)
+    thefts = {key: stage for key, stage in plan().stages.items() if stage.kind == "steal"}
+    watcher = PlainWatcher(Console(file=out))
+    watcher.begin(thefts, 0)
+    watcher._tally.since = clock.now
+    clock.now += 20
+    for stage in list(thefts.values())[:4]:
+        watcher.ended(stage, 10.0, "")
+    assert out.getvalue().splitlines()[-1].endswith("about 45 s left")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (600, "10 min"), (5400, "1.5 h"), (86400, "24.0 h")],
+)
+def test_durations_are_in_a_persons_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_manifests_are_the_only_json_of_a_stage(golden: Played) -> None:
+    for key in golden.store.published():
+        assert [path.name for path in golden.store.path(key).glob("*.json")] == [MANIFEST]
