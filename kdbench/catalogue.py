@@ -50,13 +50,14 @@ def describe(kind: str, name: str) -> str:
 def _entries(kind: str) -> Iterator[str]:
     entries = registry.entries(kind)
     width = max((len(entry.name) for entry in entries), default=0)
+    origins = max((len(entry.origin) for entry in entries), default=0)
     for entry in entries:
         try:
             first = (inspect.getdoc(entry.load()) or "").partition("\n")[0]
         except KdbenchError as error:
             print(f"Warning: {error}", file=sys.stderr)
             continue
-        yield f"  {entry.name:{width}}  {entry.origin:14}  {first}"
+        yield f"  {entry.name:{width}}  {entry.origin:{origins}}  {first}"
 
 
 def _suites() -> Iterator[str]:

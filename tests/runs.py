@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.board.results import Cell, read
+from kdbench.runner.matrix import Watcher
 from kdbench.runner.plan import Plan, PlannedCell, Stage
 from kdbench.runner.session import Options, Session
 from kdbench.runner.store import Store
 from kdbench.runner.suite import Suite
-from kdbench.runner.watch import SilentWatcher
 
 TINY = """
 seeds = 1
@@ -56,7 +56,7 @@ ON_NASTY = {
 
 
 @dataclass
-class Recorder(SilentWatcher):
+class Recorder(Watcher):
     """Remembers what it was told."""
 
     begun: list[tuple[int, int]] = field(default_factory=list)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import pytest
 from rich.console import Console
 
+from kdbench.runner.matrix import Watcher
 from kdbench.runner.plan import Plan, Stage
 from kdbench.runner.store import MANIFEST
-from kdbench.runner.watch import LiveWatcher, PlainWatcher, SilentWatcher, duration
+from kdbench.runner.watch import LiveWatcher, PlainWatcher, duration
 from runs import DUEL, Clock, Played
 
 
@@ -18,7 +19,7 @@ def watched(plan: Callable[..., Plan]) -> list[Stage]:
     return list(plan(DUEL).stages.values())
 
 
-def tell(watcher: SilentWatcher, stages: Sequence[Stage]) -> None:
+def tell(watcher: Watcher, stages: Sequence[Stage]) -> None:
     """A run of five stages: two end, one fails and costs two."""
     first, second, third, *above = stages
     watcher.begin({stage.key: stage for stage in stages}, 7)

@@ -3,7 +3,6 @@
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from kdbench.errors import KdbenchError
 from kdbench.runner.executors.protocol import Executor, Handle, State
@@ -15,8 +14,8 @@ BUSY_SECONDS = 2.0  # before asking again for a stage that somebody else works o
 LOST_ATTEMPTS = 3  # a worker that vanishes without a word (killed, out of memory) is given so many attempts
 
 
-class Watcher(Protocol):
-    """Somebody who wants to know how a run goes."""
+class Watcher:
+    """Somebody who wants to know how a run goes. This one lets it pass in silence."""
 
     def begin(self, stages: dict[str, Stage], cached: int) -> None:
         """The stages still to do, and how many were there already."""

@@ -8,40 +8,19 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from kdbench.runner.matrix import Watcher
 from kdbench.runner.plan import Stage
 
 PLAIN_SECONDS = 10  # between two lines about what is running
 ROWS = 12
 
 
-def watcher(quiet: bool = False) -> "SilentWatcher":
+def watcher(quiet: bool = False) -> Watcher:
     """The right watcher for where the output goes. It writes to standard error: standard output is for results."""
     console = Console(stderr=True)
     if quiet:
-        return SilentWatcher()
+        return Watcher()
     return LiveWatcher(console) if console.is_terminal else PlainWatcher(console)
-
-
-class SilentWatcher:
-    """Says nothing."""
-
-    def begin(self, stages: dict[str, Stage], cached: int) -> None:
-        """Nothing."""
-
-    def started(self, stage: Stage) -> None:
-        """Nothing."""
-
-    def ended(self, stage: Stage, seconds: float, problem: str) -> None:
-        """Nothing."""
-
-    def dropped(self, stages: list[Stage]) -> None:
-        """Nothing."""
-
-    def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 @dataclass
@@ -76,7 +55,7 @@ class _Tally:
         return sum(times) / len(times)
 
 
-class PlainWatcher(SilentWatcher):
+class PlainWatcher(Watcher):
     """A line for each stage that ends, and now and then one about those that run."""
 
     def __init__(self, console: Console) -> None:
@@ -112,7 +91,7 @@ class PlainWatcher(SilentWatcher):
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-class LiveWatcher(SilentWatcher):
+class LiveWatcher(Watcher):
     """A bar for the whole run and a line for each stage at work."""
 
     def __init__(self, console: Console) -> None:
@@ -128,7 +107,7 @@ class LiveWatcher(SilentWatcher):
         if not stages:
             return
         self._tally = _Tally(dict(stages))
-        self._bar.reset(self._task, total=len(stages), description=f"{cached} stages done before")
+        self._bar.reset(self._task, total=len(stages), description=f"{cached} done before")
         self._live.start()
 
     def ended(self, stage: Stage, seconds: float, problem: str) -> None:
