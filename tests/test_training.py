@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -584,3 +585,33 @@ def test_every_term_is_the_mean_over_the_batch_and_the_sum_over_classes() -> Non
 def test_soft_cross_entropy_with_certain_answers_is_cross_entropy() -> None:
     z, _, y = some_logits()
     torch.testing.assert_close(soft_cross_entropy(z, F.one_hot(y, 5).float()), F.cross_entropy(z, y))
+
+
+# Precision
+
+
+def test_training_in_bf16_keeps_fp32_weights_and_learns_as_well(data: Split) -> None:
+    ctx = replace(context(data, epochs=8), precision="bf16")
+    model = ctx.new_student()
+    fit(model, F.cross_entropy, data.x, data.y, ctx)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    held_out = blobs().validation
+    assert (infer(model, held_out.x).argmax(1) == held_out.y).float().mean() > 0.9
+    in_fp32 = context(data, epochs=8)
+    other = in_fp32.new_student()
+    fit(other, F.cross_entropy, data.x, data.y, in_fp32)
+    assert not same(state(model), state(other))  # it did compute otherwise
+
+
+def test_losses_get_fp32_in_bf16(data: Split) -> None:
+    seen = set()
+
+    def loss(z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        answers, y = target
+        seen.update({z.dtype, answers.dtype})
+        return F.cross_entropy(z, y)
+
+    ctx = replace(context(data), precision="bf16")
+    teacher = ctx.new_student()
+    fit(ctx.new_student(), loss, data.x, (teacher, data.y), ctx)
+    assert seen == {torch.float32}
