@@ -534,6 +534,15 @@ def test_probes_are_removed(store: Store) -> None:
     assert os.listdir(store.root / "claims") == [claim_file(store).name]
 
 
+def test_sweeping_removes_claims_of_the_dead_and_no_others(store: Store) -> None:
+    with store.claim(KEY) as claim:
+        dead = store.root / "claims" / "steal-dead"
+        dead.write_text(f"{socket.gethostname()} {2**22 + 1} token")  # above any process number
+        sweep(store)
+        assert claim
+        assert [path.name for path in (store.root / "claims").iterdir()] == [KEY.replace("/", "-")]
+
+
 def test_sweeping_removes_old_scratch_folders_and_no_young_ones(store: Store) -> None:
     old, young = built(store), built(store)
     os.utime(old, (time.time() - 8 * 86400,) * 2)

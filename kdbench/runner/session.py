@@ -15,7 +15,7 @@ from kdbench.game.methods import Precision
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.matrix import Outcome, Watcher, data_digest, force, play
 from kdbench.runner.plan import Numerics, Plan, PlannedCell, data_stage, make_plan, player
-from kdbench.runner.store import Json, Store, write_json
+from kdbench.runner.store import Json, Store, sweep, write_json
 from kdbench.runner.suite import Suite
 
 PLAN = "plan.json"
@@ -60,6 +60,7 @@ class Session:
         self.options.out.mkdir(parents=True, exist_ok=True)
         _write_plan(plan, self.store, self.options.out)
         outcome = play(plan.stages, self.store, self._executor(), self.watcher, str(self.options.data_folder))
+        sweep(self.store)
         return record(plan, self.store, outcome, self.options.out)
 
     def _executor(self) -> LocalExecutor:

@@ -273,7 +273,10 @@ def _silent_seconds(path: Path) -> float:
 
 
 def sweep(store: Store, days: float = 7) -> None:
-    """Remove scratch folders of workers that died long ago."""
+    """Remove claims of the dead (killed between publishing and letting go), and scratch folders that died long ago."""
+    for claim in (store.root / "claims").glob("[!.]*"):
+        if not claim.suffix:  # not one that is being broken right now
+            _break_stale(claim)
     for folder in (store.root / "tmp").iterdir():
         if time.time() - folder.stat().st_mtime > days * 86400:
             shutil.rmtree(folder, ignore_errors=True)
