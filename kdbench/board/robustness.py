@@ -58,7 +58,7 @@ def robustness_board(cells: Iterable[Cell]) -> Board:
     found = standings(all_cells)
     about = facts(all_cells)
     tables = [_victims(all_cells), *(_students(student) for student in found)]
-    notes = [interval_note(len(about["seeds"])), *_NOTES]
+    notes = [interval_note(len(about["seeds"])), *_NOTES, _implementation(all_cells)]
     return Board("robustness", f"Robustness: {about['suite']}", about, tables, notes)
 
 
@@ -160,6 +160,16 @@ def _measured(cells: Sequence[Cell], side: str) -> list[Column]:
 def _evasion_column(side: str, evasion: str) -> Column:
     about = f"adversarial accuracy of the {side} under {title(evasion)}"
     return Column(f"{side}_adv_{evasion}", f"{title(evasion)} (%)", Kind.SHARE, about, spare=1)
+
+
+def _implementation(cells: Iterable[Cell]) -> str:
+    """Whose attacks these were: figures of another implementation are not comparable to the last digit."""
+    versions = sorted({cell.machine["torchattacks"] for cell in cells if "torchattacks" in cell.machine})
+    return (
+        f"Attacks: {' '.join(['torchattacks', ', '.join(versions)]).strip()}. AutoAttack is the standard sequence "
+        "of its four parts, which make fewer model calls than the original code and can leave an image standing that "
+        "the original fells; C&W is for one fixed c. Published figures of the original codes are not comparable."
+    )
 
 
 def _order(defense: Player | None) -> tuple[bool, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import kdbench.game
 from kdbench.errors import KdbenchError
 
-REFEREES = ("referee.py", "robustness.py")
+REFEREES = ("referee.py", "robustness.py", "sparing.py")
 
 
 def source_digest(thing: Any) -> str:

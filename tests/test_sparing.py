@@ -1,0 +1,296 @@
+"""Attacks that are spared work give the verdicts of torchattacks called plainly, image by image, and ask less."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchattacks
+from torch import Tensor, nn
+
+from helpers import context
+from kdbench.api import Split, fit, seeded
+from kdbench.game.folding import folded
+from kdbench.game.methods import derive
+from kdbench.game.robustness import Evasion, standing
+from kdbench.game.sparing import LARGEST, LEAST, LOST, Spared, rows
+from kdbench.zoo.datasets import Digits
+
+COUNT = 60
+STEPS = 12
+RADII = {"most stand": 0.02, "some stand": 0.1, "few stand": 0.2}
+Make = Callable[[nn.Module, float], Any]
+COMMON = {"norm": "Linf", "n_restarts": 1, "seed": 5}
+ATTACKS: dict[str, Make] = {
+    "fgsm": lambda net, eps: torchattacks.FGSM(net, eps=eps),
+    "pgd": lambda net, eps: torchattacks.PGD(net, eps=eps, alpha=eps / 4, steps=STEPS),
+    "apgd": lambda net, eps: torchattacks.APGD(net, eps=eps, steps=STEPS, **COMMON),
+    "apgd, two runs": lambda net, eps: torchattacks.APGD(net, eps=eps, steps=STEPS, **COMMON | {"n_restarts": 2}),
+    "apgdt": lambda net, eps: torchattacks.APGDT(net, eps=eps, steps=STEPS, n_classes=5, **COMMON),
+    "fab": lambda net, eps: torchattacks.FAB(net, eps=eps, steps=5, multi_targeted=True, n_classes=4, **COMMON),
+    "square": lambda net, eps: torchattacks.Square(net, eps=eps, n_queries=60, **COMMON),
+}
+
+
+class Counted(nn.Module):
+    """The same network; it counts the images that it is asked about, and the most of them at once."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.images, self.most = network, 0, 0
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        self.most = max(self.most, len(x))
+        z: Tensor = self.network(x)
+        return z
+
+
+class Means(nn.Module):
+    """Logits of two classes: `steepness` times the mean of the image, and 0. Class 0 falls when the mean is negative."""
+
+    def __init__(self, steepness: float = 1.0) -> None:
+        super().__init__()
+        self.steepness = steepness
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.steepness * (x.flatten(1).mean(dim=1) - 0.5)
+        return torch.stack([mean, torch.zeros_like(mean)], dim=1)
+
+
+def grey(*levels: float) -> tuple[Tensor, Tensor]:
+    """Flat images 1x2x2, all of class 0."""
+    return torch.tensor(levels)[:, None, None, None].expand(-1, 1, 2, 2).clone(), torch.zeros(len(levels)).long()
+
+
+def descent(network: nn.Module, step: float, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Darkens images by `step`, `steps` times, if the network's gradient says so; returns them as they then are."""
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        for _ in range(steps):
+            x = x.detach().requires_grad_()
+            loss = F.cross_entropy(network(x), y)
+            x = x + step * torch.autograd.grad(loss, x)[0].sign()
+        return x.detach()
+
+    return attack
+
+
+@pytest.fixture(scope="module")
+def digits() -> Split:
+    return Digits().load(Path()).test.take(torch.arange(COUNT))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    data = Digits().load(Path()).train
+    ctx = context(data, epochs=12)
+    network = ctx.new_student()
+    fit(network, F.cross_entropy, data.x, data.y, ctx)
+    return network.requires_grad_(False)
+
+
+def spared(name: str, network: Spared, attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """As the referee calls it."""
+    plainly: Callable[[Tensor, Tensor], Tensor] = attack
+    if name == "square":
+        return plainly
+    if name.startswith("apgd"):
+        return network.hunted_by_run(attack)
+    return network.hunted(plainly) if name == "pgd" else network.whole(plainly)
+
+
+def falls(attack: Callable[[Tensor, Tensor], Tensor], judge: nn.Module, data: Split) -> Tensor:
+    """Which images (N,) the network itself gets wrong after the attack."""
+    with seeded(3):
+        moved = attack(data.x, data.y)
+    assert moved.shape == data.x.shape
+    fallen: Tensor = judge(moved).argmax(dim=1) != data.y
+    return fallen
+
+
+# The verdicts
+
+
+@pytest.mark.parametrize("eps", RADII.values(), ids=RADII)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_each_image_gets_the_verdict_of_torchattacks_called_plainly(
+    name: str, eps: float, net: nn.Module, digits: Split
+) -> None:
+    expected = falls(ATTACKS[name](net, eps), net, digits)
+    form = folded(net, digits.x)
+    for size in (7, COUNT):
+        network = Spared(form, size)
+        assert torch.equal(falls(spared(name, network, ATTACKS[name](network, eps)), net, digits), expected)
+
+
+def test_the_radii_above_leave_most_some_and_few_standing(net: nn.Module, digits: Split) -> None:
+    most, some, few = (float((~falls(ATTACKS["pgd"](net, eps), net, digits)).double().mean()) for eps in RADII.values())
+    assert few < 0.1 < some < 0.7 < most
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "apgdt"])
+def test_examples_lie_in_the_ball(name: str, net: nn.Module, digits: Split) -> None:
+    network, eps = Spared(net, 16), RADII["some stand"]
+    moved = spared(name, network, ATTACKS[name](network, eps))(digits.x, digits.y).detach()
+    assert float((moved - digits.x).abs().max()) <= eps + 1e-6
+    assert 0 <= float(moved.min()) <= float(moved.max()) <= 1
+
+
+@pytest.mark.parametrize("size", [1, 7, COUNT])
+def test_random_numbers_are_drawn_as_for_all_images_at_once(size: int, digits: Split) -> None:
+    """Whichever images have fallen by then: a start is drawn for each."""
+
+    def start(x: Tensor, y: Tensor) -> Tensor:
+        return x + torch.empty_like(x).uniform_(-1, 1)
+
+    with seeded(3):
+        expected = start(digits.x, digits.y)
+    network = Spared(Means(), size)
+    for attack in (network.whole(start), network.hunted(start)):
+        with seeded(3):
+            assert torch.equal(attack(digits.x, digits.y), expected)
+
+
+@pytest.mark.parametrize("step", [0.025, 0.1, 0.3], ids=["short", "long", "there and back"])
+@pytest.mark.parametrize("eps", [0.1, 0.3])
+def test_the_referees_pgd_gives_the_verdicts_of_the_whole_set(
+    step: float, eps: float, net: nn.Module, digits: Split
+) -> None:
+    """Also where steps are so long that they bring fooled images back: then each image gets all of them."""
+    evasion = Evasion(eps=eps, pgd_step=step)
+    plain = torchattacks.PGD(net, eps=eps, alpha=step, steps=20)
+    with seeded(derive(4, "adv_pgd")):
+        expected = net(plain(digits.x, digits.y)).argmax(dim=1) == digits.y
+    assert torch.equal(standing(net, digits, evasion, 4, "adv_pgd"), expected)
+
+
+@pytest.mark.parametrize("eps", RADII.values(), ids=RADII)
+def test_the_referees_autoattack_gives_the_verdicts_of_its_parts_in_turn(
+    eps: float, net: nn.Module, digits: Split
+) -> None:
+    evasion = Evasion("full", eps, autoattack_steps=STEPS, autoattack_targets=4, autoattack_queries=60)
+    common: dict[str, Any] = {"norm": "Linf", "eps": eps, "n_restarts": 1, "seed": derive(4, "adv_autoattack")}
+    parts = [
+        torchattacks.APGD(net, **common, steps=STEPS, loss="ce"),
+        torchattacks.APGDT(net, **common, steps=STEPS, n_classes=5),
+        torchattacks.FAB(net, **common, steps=STEPS, multi_targeted=True, n_classes=5),
+        torchattacks.Square(net, **common, n_queries=60, loss="margin", resc_schedule=False),
+    ]
+    with seeded(derive(4, "adv_autoattack")):
+        moved = torchattacks.MultiAttack(parts)(digits.x, digits.y)
+    expected = net(moved).argmax(dim=1) == digits.y
+    assert torch.equal(standing(net, digits, evasion, 4, "adv_autoattack"), expected)
+
+
+# The hunt
+
+
+def test_an_image_stops_where_another_class_leads_clearly_and_the_others_go_on() -> None:
+    """0.58 and 0.52 fall at the ninth and the third darkening by 0.01, seen at the next question; 0.9 stands."""
+    network = Spared(Means(), 16)
+    moved = network.hunted(descent(network, 0.01, 20))(*grey(0.58, 0.52, 0.9))
+    assert torch.allclose(moved[:, 0, 0, 0], torch.tensor([0.49, 0.49, 0.7]), atol=1e-5)
+
+
+def test_an_image_that_leads_by_less_than_lost_is_not_felled() -> None:
+    class Close(Means):
+        def forward(self, x: Tensor) -> Tensor:
+            """A third class far below: the spread of the logits is 10."""
+            return torch.cat([super().forward(x), torch.full((len(x), 1), -10.0)], dim=1)
+
+    network = Spared(Close(steepness=10 * LOST / 0.1), 16)
+    moved = network.hunted(descent(network, 0.01, 20))(*grey(0.505))
+    assert 0.38 < float(moved[0, 0, 0, 0]) < 0.41  # not at 0.5 minus a step, where another class first leads
+
+
+def test_what_has_fallen_is_not_asked_about_again_and_the_hunt_ends_with_the_last() -> None:
+    counted = Counted(Means())
+    network = Spared(counted, 16)
+    network.hunted(descent(network, 0.01, 1000))(*grey(0.505, 0.505, 0.525))
+    # Two are seen to have fallen at the second question, the third at the fourth.
+    assert counted.images == 3 + 3 + 1 + 1
+
+
+def test_a_network_that_resists_is_asked_as_often_as_plainly_and_in_no_larger_batches(digits: Split) -> None:
+    plain, counted = Counted(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), Counted(nn.Identity())
+    counted.network = plain.network
+    y = plain.network(digits.x).argmax(dim=1)
+    network, eps = Spared(counted, 16), 1e-6
+    ATTACKS["pgd"](plain, eps)(digits.x, y)
+    network.hunted(ATTACKS["pgd"](network, eps))(digits.x, y)
+    assert counted.images == plain.images == STEPS * COUNT
+    assert (plain.most, counted.most) == (COUNT, 16)
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "apgdt"])
+def test_a_network_that_falls_is_asked_little(name: str, net: nn.Module, digits: Split) -> None:
+    plain, counted = Counted(net), Counted(net)
+    network = Spared(counted, 16)
+    ATTACKS[name](plain, 0.3)(digits.x, digits.y)
+    spared(name, network, ATTACKS[name](network, 0.3))(digits.x, digits.y)
+    assert 2 * counted.images < plain.images
+
+
+def test_what_has_fallen_tells_the_attack_its_last_answer_and_no_gradient() -> None:
+    told: list[Tensor] = []
+    slopes: list[Tensor] = []
+    network = Spared(Means(), 16)
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        for darker in (0.2, 0.1, 0.05):
+            x = (x - darker).detach().requires_grad_()
+            z = network(x)
+            told.append(z.detach())
+            slopes.append(torch.autograd.grad(z.sum(), x)[0].flatten(1).norm(dim=1))
+        return x.detach()
+
+    network.hunted(attack)(*grey(0.6, 1.0))
+    assert torch.allclose(torch.stack(told)[:, :, 0], torch.tensor([[-0.1, 0.3], [-0.1, 0.2], [-0.1, 0.15]]))
+    assert [(slope > 0).tolist() for slope in slopes] == [[True, True], [False, True], [False, True]]
+
+
+@pytest.mark.parametrize("answer", [torch.nan, torch.inf, -torch.inf, 0.0])
+def test_answers_that_lead_nowhere_fell_nothing(answer: float, digits: Split) -> None:
+    class Always(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 10), answer)
+
+    network = Spared(Always(), 16)
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        network(x)
+        return x + 1
+
+    assert torch.equal(network.hunted(attack)(digits.x, digits.y), digits.x + 1)
+
+
+def test_outside_a_hunt_the_network_answers_as_itself_also_after_an_attack_broke(net: nn.Module, digits: Split) -> None:
+    network = Spared(net, 7)
+
+    def breaks(x: Tensor, y: Tensor) -> Tensor:
+        network(x)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        network.hunted(breaks)(digits.x, digits.y)
+    assert torch.allclose(network(digits.x), net(digits.x), atol=1e-5)
+
+
+def test_attacks_leave_the_network_in_eval_mode(net: nn.Module, digits: Split) -> None:
+    network = Spared(net, 16)
+    for name, make in ATTACKS.items():
+        spared(name, network, make(network, 0.2))(digits.x[:3], digits.y[:3])
+    assert not any(layer.training for layer in network.modules())
+
+
+# Batches
+
+
+def test_a_batch_is_as_many_images_as_the_cache_holds_within_bounds() -> None:
+    assert rows(torch.empty(0, 1, 8, 8)) == LARGEST
+    assert rows(torch.empty(0, 3, 32, 32)) == 64
+    assert rows(torch.empty(0, 3, 224, 224)) == LEAST
