@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +97,9 @@ def options(folder: Path, **changes: Any) -> Options:
 
 def run(played: Suite, folder: Path, watcher: Recorder | None = None, **changes: Any) -> dict[str, Cell]:
     """Play a suite into `folder`; its cells by name."""
-    cells = Session(played, options(folder, **changes), watcher or Recorder()).run()
-    assert read(options(folder, **changes).out) == sorted(cells, key=lambda cell: f"{cell.name}.json")
+    endings = Session(played, options(folder, **changes), watcher or Recorder()).run()
+    cells = read(options(folder, **changes).out)
+    assert endings == Counter((cell.status, cell.reason) for cell in cells)
     return {cell.name: cell for cell in cells}
 
 

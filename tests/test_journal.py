@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from kdbench.runner import journal
 from kdbench.runner.checkpoint import load_state
-from kdbench.runner.journal import BEAT_SECONDS, CHECKPOINT_SECONDS, PROGRESS_SECONDS, Journal, Stopped
+from kdbench.runner.journal import CHECKPOINT_SECONDS, PROGRESS_SECONDS, Journal, Pace, Stopped
 from runs import Clock, Json
 
 
@@ -131,20 +130,24 @@ def test_progress_is_told_at_most_twice_a_second(tmp_path: Path, clock: Clock) -
     assert told[-1]["text"] == f"step {round(told[-1]['share'] * 100)}"
 
 
-def test_progress_keeps_the_claim_alive(tmp_path: Path, clock: Clock) -> None:
-    beats = []
+def test_the_pace_of_a_stage_is_that_of_all_its_trainings(tmp_path: Path) -> None:
+    log = journals(tmp_path)()
+    log.timed(100, 2.0, None)
+    assert log.pace == Pace(100, 2.0, 0.0, None)
+    log.timed(300, 4.0, 100.0)
+    log.timed(600, 5.0, 150.0)
+    assert log.pace == Pace(1000, 11.0, 9.0, 3.0 + 4.0)
 
-    class Pulse:
-        def beat(self) -> None:
-            beats.append(clock.now)
 
-    journals(tmp_path)
-    log = Journal(tmp_path / "out", tmp_path / "work", Pulse())  # type: ignore[arg-type]
-    for _ in range(100):
-        clock.now += 1
-        log.progress(0.5, "")
-    assert all(BEAT_SECONDS <= later - earlier < 2 * BEAT_SECONDS for earlier, later in pairwise(beats))
-    assert len(beats) >= 4
+def test_a_resumed_stage_counts_what_its_own_attempt_did(tmp_path: Path) -> None:
+    new = journals(tmp_path)
+    log = new()
+    log.timed(100, 2.0, 60.0)
+    log.save("part-1", {})
+    again = new()
+    again.load("part-1")
+    again.timed(40, 1.0, None)
+    assert again.pace == Pace(40, 1.0, 0.0, None)
 
 
 def test_pictures_are_kept_and_listed_and_small_ones_enlarged(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 import json
 import re
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from kdbench.api import Answers
-from kdbench.runner.plan import Numerics, Plan
+from kdbench.game.fields import plain
+from kdbench.runner.plan import Numerics, Plan, make_plan, stage_key
+from kdbench.runner.store import digest
+from kdbench.runner.suite import Suite
 from runs import ALL_ON, AUDITS, DUEL, SCORES_ON, THEFT_SCORES, THEFTS, VICTIMS, Json, cell
 
 
@@ -41,8 +45,46 @@ def test_stages_come_after_what_they_build_on_and_name_exactly_that(plan: Callab
         assert set(stage.inputs) <= before
         named = re.findall(r"\b(?:data|train|harden|steal)/[0-9a-f]{32}\b", json.dumps(stage.spec))
         assert set(named) == set(stage.inputs)
-        assert key == stage.key
         before.add(key)
+
+
+def test_a_key_is_made_of_the_whole_specification(plan: Callable[..., Plan]) -> None:
+    """Whatever parts the planner shares between stages: the key of each is that of its specification in clear."""
+    stages = plan({"seeds": 2, "student.networks": ["mini-8", "mini-16"], "threat.answers": "weights"}).stages
+    for key, stage in stages.items():
+        written = json.loads(json.dumps(plain(stage.spec)))
+        assert key == stage.key == stage_key(stage.kind, {name: digest(value) for name, value in written.items()})
+
+
+def test_a_plan_takes_less_than_2_KiB_a_cell(tiny: Callable[..., Suite]) -> None:
+    """A cell's stages included; what is imported and cached once is no cell's."""
+    suite = tiny({"seeds": 60})
+    make_plan(suite, Numerics(), "d")
+    tracemalloc.start()
+    plan = make_plan(suite, Numerics(), "d")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2048 * len(plan.cells)
+
+
+def test_stages_have_labels_of_their_own(plan: Callable[..., Plan]) -> None:
+    """Two seeds, two students, baselines on three parts of the data, two of which have the same size."""
+    changes = {
+        "seeds": [3, 5],
+        "student.networks": ["mini-8", "mini-16"],
+        "attacks": ["kd", "half", "other-half"],
+        "attack.half": {"method": "partial-kd", "fraction": 0.5},
+        "attack.other-half": {"method": "partial-kd", "fraction": 0.5, "subset_seed": 1},
+    }
+    stages = plan(changes).stages.values()
+    assert len({stage.label for stage in stages}) == len(stages)
+
+
+def test_a_grant_that_reveals_the_first_few_classes_has_their_number_in_its_keys(plan: Callable[..., Plan]) -> None:
+    few, many = (plan({"threat.answers": "topk", "threat.topk": count}) for count in (2, 5))
+    assert cell(few, "none", "kd").threat.topk == 2
+    assert cell(few, "none", "kd").stages["steal"] != cell(many, "none", "kd").stages["steal"]
+    assert cell(few, None, "cross-entropy").stages == cell(many, None, "cross-entropy").stages
 
 
 def test_cells_have_names_of_their_own(plan: Callable[..., Plan]) -> None:
@@ -79,7 +121,7 @@ def test_a_baseline_has_no_victim_in_its_key_and_does_not_depend_on_the_defenses
 
 
 BASE = {f"{a} on {part} of the data" for a in ("cross-entropy", "label-smoothing") for part in ("100%", "50%")}
-BASE_SCORES = {"score cross-entropy", "score label-smoothing"}
+BASE_SCORES = {f"score {baseline}" for baseline in BASE}
 NASTY = {"harden by nasty", "score nasty"} | ALL_ON["nasty"] | SCORES_ON["nasty"]
 
 
@@ -101,6 +143,7 @@ NASTY = {"harden by nasty", "score nasty"} | ALL_ON["nasty"] | SCORES_ON["nasty"
         ({"victim.network": "mini-16"}, VICTIMS),
         ({"threat.budget": 1000}, THEFTS | THEFT_SCORES),
         ({"threat.answers": "topk"}, THEFTS | THEFT_SCORES),
+        ({"threat.topk": 2}, set()),
         ({"threat.data": 0.5}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
         ({"threat.labels": False}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
         ({"dataset": {"name": "blobs", "noise": 0.3}}, {"read blobs"} | VICTIMS | BASE | BASE_SCORES),

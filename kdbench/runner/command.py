@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -13,11 +14,13 @@ from kdbench.board import results
 from kdbench.errors import KdbenchError
 from kdbench.runner import suite as suites
 from kdbench.runner.plan import Plan
-from kdbench.runner.session import PLAN, Options, Session
+from kdbench.runner.profile import profile
+from kdbench.runner.session import PLAN, Endings, Options, Session
 from kdbench.runner.store import Store, read_json
 from kdbench.runner.watch import duration, watcher
 
 DONE, SOME_FAILED = 0, 1
+SAMPLE = 200  # stages whose times are looked up for an estimate
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,15 @@ class Request:
     device: str = "auto"
     jobs: int | None = None
     threads: int = 1
+    compile: bool = False
+    stack: int = 1
     data_dir: Path = Path("data")
     store: Path = Path("runs/store")
     out: Path | None = None
     dry_run: bool = False
     force: bool = False
     quiet: bool = False
+    profile: bool = False
 
     def tree(self) -> dict[str, Any]:
         """What it changes in the benchmark file: dotted path -> value."""
@@ -65,8 +71,13 @@ def run(suite: str, request: Request) -> int:
     if request.dry_run:
         print(describe(session.plan(), session.store, session.jobs))
         return DONE
-    cells = session.run()
-    return _finish(cells, session.options.out)
+    start, plan = time.monotonic(), session.plan()
+    outcome = session.play(plan)
+    seconds = time.monotonic() - start
+    code = _finish(session.record(plan, outcome), session.options.out)
+    if request.profile:
+        print(profile(plan.stages.values(), session.store, outcome, seconds))
+    return code
 
 
 def describe(plan: Plan, store: Store, jobs: int) -> str:
@@ -84,14 +95,19 @@ def describe(plan: Plan, store: Store, jobs: int) -> str:
 
 
 def _estimate(plan: Plan, store: Store, published: set[str], jobs: int) -> str:
-    times: dict[str, list[float]] = {}
-    for key in sorted(published & plan.stages.keys()) + sorted(published - plan.stages.keys())[:200]:
-        times.setdefault(key.split("/")[0], []).append(store.manifest(key)["seconds"])
     todo = Counter(stage.kind for key, stage in plan.stages.items() if key not in published)
-    unknown = [kind for kind in todo if kind not in times]
-    known = sum(count * sum(times[kind]) / len(times[kind]) for kind, count in todo.items() if kind in times)
+    times = {kind: _times(plan, store, published, kind) for kind in todo}
+    unknown = [kind for kind, found in times.items() if not found]
+    known = sum(count * sum(times[kind]) / len(times[kind]) for kind, count in todo.items() if times[kind])
     estimate = f"estimated time: {duration(known / jobs)} with {jobs} workers"
     return estimate + (f", and stages never timed in this store: {', '.join(unknown)}" if unknown else "")
+
+
+def _times(plan: Plan, store: Store, published: set[str], kind: str) -> list[float]:
+    """What finished stages of a kind took: the plan's own, else any; enough of them for a mean."""
+    done = sorted(key for key in published if key.startswith(f"{kind}/"))
+    own = [key for key in done if key in plan.stages]
+    return [store.manifest(key)["seconds"] for key in (own or done)[:SAMPLE]]
 
 
 def status(folder: Path) -> str:
@@ -117,19 +133,17 @@ def _stages(plan: dict[str, Any], folder: Path) -> list[str]:
     done = [stage for stage in plan["stages"] if stage["key"] in published]
     seconds = sum(store.manifest(stage["key"])["seconds"] for stage in done)
     lines = [f"stages: {len(done)} of {len(plan['stages'])} done, {duration(seconds)} of work"]
-    running = {s["label"]: store.progress(s["key"]) for s in plan["stages"] if s["key"] not in published}
-    return lines + [
-        f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running.items() if told
-    ]
+    running = [(s["label"], store.progress(s["key"])) for s in plan["stages"] if s["key"] not in published]
+    return lines + [f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running if told]
 
 
-def _finish(cells: list[results.Cell], out: Path) -> int:
+def _finish(endings: Endings, out: Path) -> int:
     from kdbench.board.report import leaderboards, write_all  # a second of imports that nobody waits for before the run
 
     write_all(out)
     print(leaderboards(out, "table"))
-    failed = [cell for cell in cells if cell.status is results.Status.FAILED]
-    for reason, count in Counter(cell.reason for cell in failed).items():
+    failed = {reason: count for (status, reason), count in endings.items() if status is results.Status.FAILED}
+    for reason, count in failed.items():
         print(f"{count} cells failed: {reason}")
     print(f"Results and leaderboards: {out}\nPlots: {out / 'plots'}")
     return SOME_FAILED if failed else DONE
@@ -144,8 +158,11 @@ def _options(name: str, changes: dict[str, Any], request: Request) -> Options:
         device=request.device,
         jobs=request.jobs or 0,
         threads=request.threads,
+        compile=request.compile,
+        stack=request.stack,
         data_folder=request.data_dir.absolute(),
         force=request.force,
+        profile=request.profile,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from kdbench import registry
 from kdbench.board.results import Player, cell_name
@@ -12,40 +12,119 @@ from kdbench.game.fields import plain
 from kdbench.game.methods import Attack, Defense, Precision
 from kdbench.game.threat import Answers, ThreatModel
 from kdbench.runner.sources import engine_digest, source_digest
-from kdbench.runner.store import digest
+from kdbench.runner.store import digest, json_digest
 from kdbench.runner.suite import Choice, Suite
 
-SCHEMA = 1
+SCHEMA = 2
+ROLES = ("train", "harden", "steal", "score", "audit")  # of a cell's stages, in the order in which they can fail
 Spec = Mapping[str, Any]
+Keys = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What the arithmetic depends on; part of every key. threads: of one worker, whatever the number of workers."""
+    """What the arithmetic depends on; part of every key. threads: of one worker, whatever the number of workers.
+
+    compile: whether networks are compiled. stack: how many thefts a worker does side by side at most, their students
+    trained as one stack (1: each alone). Which ones is in no key: a student is that of its solo run up to rounding.
+    """
 
     device: str = "cpu"
     precision: Precision = "fp32"
     threads: int = 1
+    compile: bool = False
+    stack: int = 1
+
+
+class Part(Protocol):
+    """Some fields of a specification, with the digest of each, and the stages that they name."""
+
+    @property
+    def fields(self) -> Spec: ...
+    @property
+    def digests(self) -> Mapping[str, str]: ...
+    @property
+    def inputs(self) -> Keys: ...
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A piece of work. Its key says all that its result depends on; `label` is for people."""
+class Shared:
+    """A part of many stages' specifications: it is kept once and digested once."""
 
-    kind: str
-    spec: Spec
-    inputs: tuple[str, ...]
-    label: str
+    fields: Spec
+    inputs: Keys = ()
 
     @cached_property
-    def key(self) -> str:
-        """<kind>/<digest of the specification>."""
-        return f"{self.kind}/{digest({'schema': SCHEMA, 'kind': self.kind, 'spec': self.spec})}"
+    def digests(self) -> Mapping[str, str]:
+        """The digest of each field."""
+        return {name: digest(value) for name, value in self.fields.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Thief:
+    """The part of a score that names the student. No two scores share it, so it is put together when it is asked for."""
+
+    key: str
+    network: Spec
+    seed: int
+
+    @property
+    def fields(self) -> Spec:
+        """Which stage made the student, and what it is."""
+        return {"student": {"key": self.key, "network": self.network, "seed": self.seed}}
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The digest of that."""
+        return {"student": json_digest(self.fields["student"])}
+
+    @property
+    def inputs(self) -> Keys:
+        """The theft."""
+        return (self.key,)
+
+
+def stage_key(kind: str, digests: Mapping[str, str]) -> str:
+    """<kind>/<digest of the digests of a specification's fields>: fields that many stages share are digested once."""
+    return f"{kind}/{json_digest({'schema': SCHEMA, 'kind': kind, 'spec': digests})}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A piece of work. Its key says all that its result depends on; `label` is for people, and unique in a plan."""
+
+    kind: str
+    parts: tuple[Part, ...]
+    label: str
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digests = {name: value for part in self.parts for name, value in part.digests.items()}
+        object.__setattr__(self, "key", stage_key(self.kind, digests))
+
+    @property
+    def spec(self) -> Spec:
+        """All that its result depends on, in clear."""
+        return {name: value for part in self.parts for name, value in part.fields.items()}
+
+    @property
+    def kin(self) -> Keys:
+        """Equal for thefts whose students may be trained as one stack: the same network and recipe."""
+        named = ("network", "recipe") if self.kind == "steal" else ()
+        return tuple(part.digests[name] for part in self.parts for name in named if name in part.digests)
+
+    @property
+    def inputs(self) -> Keys:
+        """The stages it builds on."""
+        return tuple(key for part in self.parts for key in part.inputs)
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedCell:
-    """One defense against one attack by one student with one seed, and the stages it is made of; or why it is skipped."""
+    """One defense against one attack by one student with one seed, and the stages it is made of; or why it is skipped.
+
+    keys: of its stages, in the order of `ROLES`, "" where it has none.
+    """
 
     seed: int
     student: str
@@ -53,9 +132,14 @@ class PlannedCell:
     attack: Choice
     owned: Owned
     threat: ThreatModel
-    stages: Mapping[str, str]
+    keys: Keys
     skipped: str = ""
     bypassed: bool = False
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """The keys of its stages by role; none when it is skipped."""
+        return {role: key for role, key in zip(ROLES, self.keys, strict=False) if key}
 
     @property
     def name(self) -> str:
@@ -74,138 +158,196 @@ class Plan:
     stages: dict[str, Stage] = field(default_factory=dict)
     cells: list[PlannedCell] = field(default_factory=list)
 
-    def add(self, stage: Stage) -> str:
+    def add(self, kind: str, parts: tuple[Part, ...], label: str) -> str:
         """Put a stage into the plan, once; its key."""
-        self.stages.setdefault(stage.key, stage)
-        return stage.key
+        stage = Stage(kind, parts, label)
+        return self.stages.setdefault(stage.key, stage).key
 
 
 def data_stage(suite: Suite) -> Stage:
     """The stage that decodes the suite's data set: the one that must be done before the rest can be planned."""
     spec = {"dataset": _method(suite.dataset), "numerics": Numerics()}  # tensors, whatever the run's arithmetic
-    return Stage("data", plain(spec), (), f"read {suite.dataset.label}")
+    return Stage("data", (Shared(plain(spec)),), f"read {suite.dataset.label}")
 
 
 def make_plan(suite: Suite, numerics: Numerics, data_digest: str) -> Plan:
     """The plan of `suite` on the data set with that digest."""
     plan = Plan(suite, numerics, data_digest)
-    planner = _Planner(plan, plan.add(data_stage(suite)))
+    planner = _Planner(plan)
     for student in suite.students:
         for seed in suite.seeds:
-            plan.cells.extend(planner.round(student, seed))
+            plan.cells.extend(_Round(planner, student, seed).cells())
     return plan
 
 
-class _Planner:
-    """Adds the stages of one cell after another to the plan."""
+@dataclass(frozen=True)
+class _Move:
+    """An attack, or a baseline on one part of the data, as all cells that play it have it."""
 
-    def __init__(self, plan: Plan, data: str) -> None:
-        self._plan, self._suite, self._data = plan, plan.suite, data
-        self._common = {
-            "data": {"key": data, "digest": plan.data_digest},
+    choice: Choice
+    threat: ThreatModel
+    owned: Owned
+    part: Part
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class _Service:
+    """The victim behind a defense with one seed: the stages it is made of, and the part that names it in others."""
+
+    train: str
+    key: str
+    part: Part
+
+
+NOBODY = Shared({"victim": None})
+UNSTOLEN = Shared({"student": None})
+
+
+class _Planner:
+    """What all rounds of a plan share: the parts of specifications in which neither seed nor student stands."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.suite = plan, plan.suite
+        data = data_stage(self.suite)
+        plan.stages[data.key] = data
+        common = {
+            "data": {"key": data.key, "digest": plan.data_digest},
             "numerics": plain(plan.numerics),
             "engine": engine_digest(judging=False),
         }
-        self._evasion = plain(self._suite.evasion)
+        self.common = Shared(common, (data.key,))
+        judging = {"evasion": plain(self.suite.evasion), "judges": engine_digest(judging=True)}
+        self.judging = Shared({**common, **judging}, (data.key,))
+        self.recipe = plain(self.suite.victim_recipe)
+        self.training = Shared({"network": network(self.suite.victim), "recipe": self.recipe})
+        self.hardening = {choice.label: self._hardening(choice) for choice in self.suite.defenses}
+        self.serving = {choice.label: self._serving(choice) for choice in self.suite.defenses}
+        players = {choice.label: choice for choice in (*self.suite.baselines, *self.suite.attacks)}.values()
+        self.attacks = [self._attack(choice) for choice in players if choice.instance.needs > Answers.NOTHING]
+        self.baselines = list(self._baselines([p for p in players if p.instance.needs is Answers.NOTHING]))
 
-    def round(self, student: str, seed: int) -> Iterator[PlannedCell]:
-        """All cells of one student and one seed."""
-        players = {choice.label: choice for choice in (*self._suite.baselines, *self._suite.attacks)}.values()
-        attacks = [choice for choice in players if choice.instance.needs > Answers.NOTHING]
-        for attack in attacks:
-            for defense in self._suite.defenses:
-                yield self._cell(student, seed, defense, attack)
-        used = (Owned(), *(attack.instance.owned() for attack in attacks))
-        parts = dict.fromkeys(part for part in used if part.fraction and self._suite.threat.data)
-        for baseline in (choice for choice in players if choice.instance.needs is Answers.NOTHING):
-            for owned in parts:
-                yield self._baseline(student, seed, baseline, owned)
+    def _hardening(self, defense: Choice) -> Part | None:
+        if not hardens(defense.instance):
+            return None
+        recipe = plain(defense.recipe or self.suite.victim_recipe)
+        return Shared({"defense": _method(defense), "network": network(self.suite.victim), "recipe": recipe})
 
-    def _cell(self, student: str, seed: int, defense: Choice, attack: Choice) -> PlannedCell:
-        threat = grant(self._suite.threat, attack.instance)
-        cell = PlannedCell(seed, student, defense, attack, attack.instance.owned(), threat, {})
+    def _serving(self, defense: Choice) -> Spec:
+        serving = _method(defense) if serves(defense.instance) else None
+        return {"network": network(self.suite.victim), "defense": serving, "recipe": self.recipe}
+
+    def _attack(self, attack: Choice) -> _Move:
+        threat, owned = grant(self.suite.threat, attack.instance), attack.instance.owned()
+        skipped = ""
         if attack.instance.needs > threat.answers:
             needs, granted = attack.instance.needs.name.lower(), threat.answers.name.lower()
-            return replace(cell, skipped=f"'{attack.label}' needs {needs}; the suite grants {granted}")
-        if cell.owned.fraction and not threat.data:
-            return replace(cell, skipped=f"'{attack.label}' needs images of its own; the suite grants none")
-        victim = self._service(seed, defense)
-        steal = self._steal(student, seed, attack, threat, cell.owned, victim, f" from {defense.label}")
-        stages = {
-            "train": self._train(seed),
-            "harden": victim["key"],
-            "steal": steal,
-            "score": self._score(seed, victim, student, steal, f"{attack.label} on {defense.label}"),
-            "audit": self._score(seed, victim, None, None, defense.label),
-        }
-        bypassed = threat.answers is Answers.WEIGHTS and serves_only(defense.instance)
-        return replace(cell, stages=stages, bypassed=bypassed)
+            skipped = f"'{attack.label}' needs {needs}; the suite grants {granted}"
+        elif owned.fraction and not threat.data:
+            skipped = f"'{attack.label}' needs images of its own; the suite grants none"
+        return _Move(attack, threat, owned, _theft(attack, threat, owned), skipped)
 
-    def _baseline(self, student: str, seed: int, baseline: Choice, owned: Owned) -> PlannedCell:
-        threat = replace(self._suite.threat, answers=Answers.NOTHING, budget=None)
-        steal = self._steal(student, seed, baseline, threat, owned, None, f" on {owned.fraction:.0%} of the data")
-        stages = {"steal": steal, "score": self._score(seed, None, student, steal, baseline.label)}
-        return PlannedCell(seed, student, None, baseline, owned, threat, stages)
+    def _baselines(self, choices: list[Choice]) -> Iterator[_Move]:
+        used = (Owned(), *(attack.owned for attack in self.attacks))
+        parts = dict.fromkeys(part for part in used if part.fraction and self.suite.threat.data)
+        for choice in choices:
+            threat = grant(replace(self.suite.threat, answers=Answers.NOTHING, budget=None), choice.instance)
+            for owned in parts:
+                yield _Move(choice, threat, owned, _theft(choice, threat, owned))
 
-    def _train(self, seed: int) -> str:
-        spec = {"network": network(self._suite.victim), "recipe": plain(self._suite.victim_recipe), "seed": seed}
-        return self._add("train", spec, (self._data,), f"train the victim, seed {seed}")
 
-    def _service(self, seed: int, defense: Choice) -> Spec:
-        """What names a service: the hardened model, and the defense if it acts when answering."""
-        victim = self._train(seed)
-        key = victim if not hardens(defense.instance) else self._harden(seed, defense, victim)
-        serving = _method(defense) if serves(defense.instance) else None
-        recipe = plain(self._suite.victim_recipe)
-        return {"key": key, "network": network(self._suite.victim), "defense": serving, "recipe": recipe, "seed": seed}
+class _Round:
+    """All cells of one student and one seed."""
 
-    def _harden(self, seed: int, defense: Choice, victim: str) -> str:
-        spec = {
-            "defense": _method(defense),
-            "victim": victim,
-            "network": network(self._suite.victim),
-            "recipe": plain(defense.recipe or self._suite.victim_recipe),
-            "seed": seed,
-        }
-        return self._add("harden", spec, (self._data, victim), f"harden by {defense.label}, seed {seed}")
+    def __init__(self, planner: _Planner, student: str, seed: int) -> None:
+        self._planner, self._suite, self._add = planner, planner.suite, planner.plan.add
+        self._student, self._seed = student, seed
+        self._seeded = Shared({"seed": seed})
+        self._thief = Shared({"network": network(student), "recipe": plain(self._suite.student_recipe)})
+        self._by = f" by {student}" if len(self._suite.students) > 1 else ""
+        self._services: dict[str, _Service] = {}
+        self._audits: dict[str, str] = {}
 
-    def _steal(
-        self, student: str, seed: int, attack: Choice, threat: ThreatModel, owned: Owned, victim: Spec | None, whom: str
-    ) -> str:
-        spec = {
-            "attack": _method(attack),
-            "threat": plain(threat),
-            "owned": plain(owned),
-            "victim": victim,
-            "network": network(student),
-            "networks": {name: network(name) for name in attack.instance.networks()},
-            "recipe": plain(self._suite.student_recipe),
-            "seed": seed,
-        }
-        inputs = (self._data, *((victim["key"],) if victim else ()))
-        return self._add("steal", spec, inputs, f"{attack.label}{whom}, seed {seed}")
+    def cells(self) -> Iterator[PlannedCell]:
+        """One after another, their stages put into the plan."""
+        for attack in self._planner.attacks:
+            for defense in self._suite.defenses:
+                yield self._cell(defense, attack)
+        for baseline in self._planner.baselines:
+            part = f"{baseline.choice.label} on {_named(baseline.owned)}{self._by}"
+            yield self._planned(None, baseline, ("", "", *self._theft(baseline, NOBODY, part, part)))
 
-    def _score(self, seed: int, victim: Spec | None, student: str | None, steal: str | None, whom: str) -> str:
-        thief = {"key": steal, "network": network(student), "seed": seed} if student else None
-        spec = {
-            "victim": victim,
-            "student": thief,
-            "evasion": self._evasion,
-            "seed": seed,
-            "judges": engine_digest(judging=True),
-        }
-        inputs = (self._data, *((victim["key"],) if victim else ()), *((steal,) if steal else ()))
-        return self._add("score", spec, inputs, f"score {whom}, seed {seed}")
+    def _cell(self, defense: Choice, attack: _Move) -> PlannedCell:
+        if attack.skipped:
+            return self._planned(defense, attack, ())
+        label = attack.choice.label
+        service = self._service(defense)
+        stolen, judged = f"{label} from {defense.label}{self._by}", f"{label} on {defense.label}{self._by}"
+        thefts = self._theft(attack, service.part, stolen, judged)
+        return self._planned(defense, attack, (service.train, service.key, *thefts, self._audit(defense, service)))
 
-    def _add(self, kind: str, spec: Spec, inputs: tuple[str, ...], label: str) -> str:
-        return self._plan.add(Stage(kind, {**self._common, **spec}, inputs, label))
+    def _planned(self, defense: Choice | None, move: _Move, keys: Keys) -> PlannedCell:
+        armed = bool(keys) and move.threat.answers is Answers.WEIGHTS
+        bypassed = armed and defense is not None and serves_only(defense.instance)
+        return PlannedCell(
+            self._seed, self._student, defense, move.choice, move.owned, move.threat, keys, move.skipped, bypassed
+        )
+
+    def _theft(self, move: _Move, victim: Part, stolen: str, judged: str) -> Keys:
+        """The stages of a theft from `victim` and of its score."""
+        parts = (self._planner.common, victim, move.part, self._thief, self._seeded)
+        key = self._add("steal", parts, f"{stolen}, seed {self._seed}")
+        student = Thief(key, network(self._student), self._seed)
+        return key, self._score(victim, student, judged)
+
+    def _score(self, victim: Part, student: Part, whom: str) -> str:
+        parts = (self._planner.judging, victim, student, self._seeded)
+        return self._add("score", parts, f"score {whom}, seed {self._seed}")
+
+    def _service(self, defense: Choice) -> _Service:
+        if defense.label not in self._services:
+            self._services[defense.label] = self._open(defense)
+        return self._services[defense.label]
+
+    def _open(self, defense: Choice) -> _Service:
+        parts = (self._planner.common, self._planner.training, self._seeded)
+        train = self._add("train", parts, f"train the victim, seed {self._seed}")
+        key = self._harden(defense, train)
+        named = {"key": key, "seed": self._seed, **self._planner.serving[defense.label]}
+        return _Service(train, key, Shared({"victim": named}, (key,)))
+
+    def _audit(self, defense: Choice, service: _Service) -> str:
+        if defense.label not in self._audits:
+            self._audits[defense.label] = self._score(service.part, UNSTOLEN, defense.label)
+        return self._audits[defense.label]
+
+    def _harden(self, defense: Choice, victim: str) -> str:
+        hardening = self._planner.hardening[defense.label]
+        if not hardening:
+            return victim
+        parts = (self._planner.common, Shared({"victim": victim}, (victim,)), hardening, self._seeded)
+        return self._add("harden", parts, f"harden by {defense.label}, seed {self._seed}")
+
+
+def _theft(attack: Choice, threat: ThreatModel, owned: Owned) -> Part:
+    networks = {name: network(name) for name in attack.instance.networks()}
+    fields = {"attack": _method(attack), "threat": plain(threat), "owned": plain(owned), "networks": networks}
+    return Shared(fields)
+
+
+def _named(owned: Owned) -> str:
+    """A part of the thief's data, in words."""
+    return f"{100 * owned.fraction:g}% of the data" + (f" (choice {owned.seed})" if owned.seed else "")
 
 
 def grant(threat: ThreatModel, attack: Attack) -> ThreatModel:
-    """What this attack is granted: the weights only if it needs them, everything below as the suite says."""
+    """What this attack is granted: the weights only if it needs them, everything below as the suite says.
+
+    What has no effect is as it is by default, and so makes no other key: `topk` under any other grant.
+    """
     if threat.answers is Answers.WEIGHTS and attack.needs < Answers.WEIGHTS:
-        return replace(threat, answers=Answers.PROBS)
-    return threat
+        threat = replace(threat, answers=Answers.PROBS)
+    return threat if threat.answers is Answers.TOPK else replace(threat, topk=ThreatModel.topk)
 
 
 def hardens(defense: Defense) -> bool:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain
@@ -25,11 +25,17 @@ MANIFEST = "stage.json"
 CLAIM_SECONDS = 300  # a claim without a heartbeat for so long is nobody's
 NAMELESS_SECONDS = 5  # nor is one whose maker died before it had written its name
 Json = dict[str, Any]
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: object) -> str:
     """SHA-256 of the canonical JSON of `value`, cut to 128 bits."""
-    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json_digest(plain(value))
+
+
+def json_digest(value: object) -> str:
+    """The same of a value that is plain JSON already: a long plan has many thousands of them."""
+    text = _CANONICAL.encode(value)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -58,7 +64,7 @@ class Store:
 
     def published(self) -> set[str]:
         """The keys of all finished stages."""
-        return {f"{kind}/{name}" for kind in KINDS for name in os.listdir(self.root / kind)}
+        return {f"{kind}/{name}" for kind in KINDS for name in _names(self.root / kind)}
 
     def has(self, key: str) -> bool:
         """Whether the stage `key` is finished."""
@@ -109,6 +115,14 @@ class Store:
         """Remove checkpoints of a finished stage."""
         shutil.rmtree(self.root / "work" / _flat(key), ignore_errors=True)
 
+    def checkpointed(self, key: str) -> int:
+        """When an unfinished stage last saved a checkpoint, in nanoseconds of the file server's clock; 0: never."""
+        try:
+            saved = [path.stat().st_mtime_ns for path in (self.root / "work" / _flat(key)).glob("[!.]*.safetensors")]
+        except FileNotFoundError:  # replaced or tidied up meanwhile: somebody is at it
+            return time.time_ns()
+        return max(saved, default=0)
+
     def progress(self, key: str) -> Json:
         """What an unfinished stage last said of itself: share (0 to 1) and text; empty when nothing."""
         try:
@@ -142,10 +156,10 @@ class Store:
 
     def discard(self, key: str) -> None:
         """Take a finished stage away (`--force`): renamed first, so that no one sees half of it."""
-        if self.has(key):
-            grave = self.root / "tmp" / f"{_flat(key)}.{secrets.token_hex(4)}.discarded"
+        grave = self.root / "tmp" / f"{_flat(key)}.{secrets.token_hex(4)}.discarded"
+        with suppress(FileNotFoundError):  # there is none, or another driver was first
             self.path(key).rename(grave)
-            shutil.rmtree(grave, ignore_errors=True)
+        shutil.rmtree(grave, ignore_errors=True)
 
     def log_path(self, key: str) -> Path:
         """Where a worker's own output goes."""
@@ -186,9 +200,26 @@ def read_json(path: Path) -> Json:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace the file at `path` in one step."""
+    with replacing(path) as file:
+        file.write(json.dumps(plain(value), indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A text file to write that takes the place of the one at `path` in one step, if nothing breaks inside."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    partial.write_text(json.dumps(plain(value), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name
 
 
 def _flat(key: str) -> str:

@@ -1,6 +1,8 @@
 """Watching a run: a live display on a terminal, plain lines elsewhere."""
 
 import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group
@@ -25,34 +27,39 @@ def watcher(quiet: bool = False) -> Watcher:
 
 @dataclass
 class _Tally:
-    """How far a run is, and a guess at what is left from the stages done so far."""
+    """How far a run is, and a guess at what is left from the stages done so far; all by kind of stage."""
 
-    todo: dict[str, Stage] = field(default_factory=dict)
-    done: int = 0
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    todo: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     since: float = field(default_factory=time.monotonic)
 
+    @classmethod
+    def of(cls, stages: Mapping[str, Stage]) -> "_Tally":
+        """Of a run that has these still to do."""
+        return cls(Counter(stage.kind for stage in stages.values()))
+
     def add(self, stage: Stage, seconds: float) -> None:
-        self.done += 1
-        self.todo.pop(stage.key, None)
-        self.seconds.setdefault(stage.kind, []).append(seconds)
+        self.todo[stage.kind] -= 1
+        self.done[stage.kind] += 1
+        self.seconds[stage.kind] += seconds
 
     def drop(self, stages: list[Stage]) -> None:
-        for stage in stages:
-            self.todo.pop(stage.key, None)
+        self.todo.subtract(stage.kind for stage in stages)
 
     def left(self) -> str:
         """Roughly how long the rest takes, at the pace so far; empty before anything is known."""
         if not self.done:
             return ""
-        work = sum(self._guess(stage.kind) for stage in self.todo.values())
-        worked = sum(sum(times) for times in self.seconds.values())
+        work = sum(count * self._guess(kind) for kind, count in self.todo.items())
+        worked = sum(self.seconds.values())
         pace = worked / max(time.monotonic() - self.since, 1e-9)  # seconds of work a second: the workers at it
         return f"about {duration(work / max(pace, 1e-9))} left"
 
     def _guess(self, kind: str) -> float:
-        times = self.seconds.get(kind) or [t for all_times in self.seconds.values() for t in all_times]
-        return sum(times) / len(times)
+        if self.done[kind]:
+            return self.seconds[kind] / self.done[kind]
+        return sum(self.seconds.values()) / self.done.total()
 
 
 class PlainWatcher(Watcher):
@@ -63,9 +70,9 @@ class PlainWatcher(Watcher):
         self._tally = _Tally()
         self._total, self._spoke = 0, time.monotonic()
 
-    def begin(self, stages: dict[str, Stage], cached: int) -> None:
+    def begin(self, stages: Mapping[str, Stage], cached: int) -> None:
         """Say how much there is to do."""
-        self._tally, self._total = _Tally(dict(stages)), len(stages)
+        self._tally, self._total = _Tally.of(stages), len(stages)
         if stages:
             self._say(f"{len(stages)} stages to do, {cached} done before")
 
@@ -73,7 +80,7 @@ class PlainWatcher(Watcher):
         """Say what ended, how long it took and what is left."""
         self._tally.add(stage, seconds)
         outcome = f"FAILED: {problem}" if problem else f"{seconds:.1f} s"
-        self._say(f"[{self._tally.done}/{self._total}] {stage.label}: {outcome}; {self._tally.left()}")
+        self._say(f"[{self._tally.done.total()}/{self._total}] {stage.label}: {outcome}; {self._tally.left()}")
 
     def dropped(self, stages: list[Stage]) -> None:
         """Count them out."""
@@ -102,11 +109,11 @@ class LiveWatcher(Watcher):
         self._task = self._bar.add_task("", total=1)
         self._live = Live(console=console, transient=True, auto_refresh=False)
 
-    def begin(self, stages: dict[str, Stage], cached: int) -> None:
+    def begin(self, stages: Mapping[str, Stage], cached: int) -> None:
         """Put up the bar."""
         if not stages:
             return
-        self._tally = _Tally(dict(stages))
+        self._tally = _Tally.of(stages)
         self._bar.reset(self._task, total=len(stages), description=f"{cached} done before")
         self._live.start()
 
