@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from kdbench.api import Answers, Ask, Attack, Context, Oracle, Positive, Share
+from kdbench.api import Answers, Ask, Attack, Context, Oracle, Positive, Share, frozen
 
 from .kd import distil
 
@@ -35,7 +35,7 @@ class AssistantKD(Attack):
         queries: str = self.queries
         for pupil in (*assistants, student):
             distil(pupil, teacher, ctx, self.temperature, self.alpha, queries)
-            teacher, queries = pupil, "augmented"
+            teacher, queries = frozen(pupil, ctx), "augmented"
         return student
 
     def networks(self) -> tuple[str, ...]:

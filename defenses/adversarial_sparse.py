@@ -18,6 +18,7 @@ from kdbench.api import (
     Positive,
     Share,
     fit,
+    folded,
     infer,
     keep_top,
     kl,
@@ -66,7 +67,7 @@ class AdversarialSparse(Defense):
 
         x, y, batch = ctx.data.x, ctx.data.y, ctx.recipe.batch
         mean, std = self._units(x)
-        target = _Shifted(victim, mean, std).eval()
+        target = _Shifted(folded(victim, x), mean, std).eval()
         pgd = PGD(target, eps=self.eps, alpha=self.step, steps=self.iterations, random_start=False)
         # Not pgd(...): that refuses images outside [0,1], as normalised ones are before the clamp.
         batches = zip(torch.split((x - mean) / std, batch), torch.split(y, batch), strict=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, Diverged, NonNegative, Positive, fit, infer, kl, soften
+from kdbench.api import Context, Defense, Diverged, NonNegative, Positive, fit, frozen, infer, kl, soften
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Nasty(Defense):
 
     def _train(self, victim: nn.Module, ctx: Context) -> nn.Module:
         twin = ctx.new_student()
-        fit(twin, self.loss, ctx.data.x, (victim, ctx.data.y), ctx)
+        fit(twin, self.loss, ctx.data.x, (frozen(victim, ctx), ctx.data.y), ctx)
         # An owner should see how nasty the twin became: after CIFAR-10, well under 9 is not nasty enough.
         ctx.log("contradiction", float(self.contradiction(infer(twin, ctx.data.x), infer(victim, ctx.data.x))))
         return twin

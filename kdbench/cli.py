@@ -1,7 +1,11 @@
 """The command line: parses, calls, prints. Heavy imports stand in the commands that need them: --help answers at once."""
 
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +14,45 @@ import click
 from kdbench import __version__
 from kdbench.errors import KdbenchError
 
-DONE, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, SOME_FAILED, MISTAKE = 0, 1, 2
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the run ends as by Ctrl-C."""
 
 
 class Group(click.Group):
-    """Turns the user's mistakes into one sentence and exit code 2, and Ctrl-C into 130."""
+    """Turns the user's mistakes into one sentence and exit code 2, Ctrl-C into 130 and SIGTERM into 143."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except KdbenchError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(MISTAKE)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             click.echo(f"\nInterrupted. What was finished is kept; to go on: {_command_line()}", err=True)
-            ctx.exit(INTERRUPTED)
+            ctx.exit(TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM is an interruption like Ctrl-C: workers stop at a checkpoint. Only a main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,6 +93,16 @@ _machine = _options(
         help="Threads of one worker; part of every key.",
     ),
     click.option(
+        "--stack",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Thefts that a worker does side by side at most, their students trained as one; part of every key.",
+    ),
+    click.option(
+        "--compile", is_flag=True, help="Compile networks (torch.compile); pays on GPUs in long runs. Part of every key."
+    ),
+    click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
         default=Path("data"),
@@ -83,6 +120,9 @@ _machine = _options(
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
     click.option("--force", is_flag=True, help="Do finished stages again."),
     click.option("--quiet", "-q", is_flag=True, help="No progress."),
+    click.option(
+        "--profile", is_flag=True, help="Print at the end how fast each stage was; measure limits of trainings."
+    ),
 )
 
 
@@ -150,4 +190,4 @@ def status(folder: Path) -> None:
 
 
 def _command_line() -> str:
-    return " ".join(["kdbench", *sys.argv[1:]])
+    return shlex.join(["kdbench", *sys.argv[1:]])

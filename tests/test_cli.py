@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -360,6 +363,36 @@ def test_an_interruption_says_how_to_go_on_and_is_exit_code_130(monkeypatch: pyt
     assert result.exit_code == 130
     said = "Interrupted. What was finished is kept; to go on: kdbench run digits --seeds 1"
     assert result.stderr.strip() == said
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_exit_code_143(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, undone = signal.getsignal(signal.SIGTERM), []
+
+    def terminated(suite: str, request: Request) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the signal was ignored")
+        finally:
+            undone.append(suite)  # as the driver closes its engine
+
+    monkeypatch.setattr("kdbench.runner.command.run", terminated)
+    monkeypatch.setattr(sys, "argv", ["kdbench", "run", "digits"])
+    result = invoke("run", "digits")
+    assert result.exit_code == 143
+    assert undone == ["digits"]
+    assert result.stderr.strip() == "Interrupted. What was finished is kept; to go on: kdbench run digits"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_command_to_go_on_with_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(suite: str, request: Request) -> int:
+        raise KeyboardInterrupt
+
+    arguments = ["run", "my suite.toml", "--set", 'victim.network="mini-8"', "--out", "a;b"]
+    monkeypatch.setattr("kdbench.runner.command.run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["kdbench", *arguments])
+    said = invoke("run").stderr.strip().partition("to go on: ")[2]
+    assert shlex.split(said) == ["kdbench", *arguments]
 
 
 @pytest.mark.parametrize("code", [cli.DONE, cli.SOME_FAILED])

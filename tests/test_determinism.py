@@ -272,7 +272,8 @@ class Driver:
         until(lambda: not self.alive(), 10)
         code = self.process.returncode
         assert (
-            code in (0, *(-number for number in DEADLY)) or f"{LOST_ATTEMPTS} times; its log is" in printed + errors
+            code in (0, 128 + signal.SIGTERM, *(-number for number in DEADLY))
+            or f"{LOST_ATTEMPTS} times; its log is" in printed + errors
         ), errors
         return code
 

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.runner import matrix
+from kdbench.runner.checkpoint import save_state
 from kdbench.runner.executors.protocol import Handle, Report, State
-from kdbench.runner.matrix import LOST_ATTEMPTS, play
+from kdbench.runner.matrix import LOST_ATTEMPTS, Terms, play
 from kdbench.runner.plan import Plan
 from kdbench.runner.store import Store
+from kdbench.runner.worker import BUSY
 from runs import DUEL, ON_NASTY, VICTIMS, Recorder, cell, publish
+
+TERMS = Terms("data")
 
 
 @dataclass
@@ -23,25 +28,30 @@ class Paper:
     script: Sequence[State] = ()
     name: str = "paper"
     attempts: Counter[str] = field(default_factory=Counter)
+    code: int | None = None
     details: dict[Handle, str] = field(default_factory=dict)
     polls: Counter[Handle] = field(default_factory=Counter)
     closed: int = 0
+    jobs: list[tuple[str, ...]] = field(default_factory=list)
 
     def slots(self) -> int:
         return 2 - len(self.details)
 
-    def submit(self, keys: Sequence[str]) -> list[Handle]:
+    def submit(self, jobs: Sequence[tuple[str, ...]]) -> list[Handle]:
+        self.jobs.extend(jobs)
         handles = []
-        for key in keys:
-            self.attempts[key] += 1
-            handles.append(Handle(self.name, str(self.attempts[key]), key))
-            self.details[handles[-1]] = self.act(key, self.attempts[key])
+        for keys in jobs:
+            self.attempts.update(keys)
+            handles.append(Handle(self.name, str(self.attempts[keys[0]]), keys))
+            self.details[handles[-1]] = next(iter([self.act(key, self.attempts[key]) for key in keys]))
         return handles
 
     def poll(self, handles: Collection[Handle]) -> dict[Handle, Report]:
         self.polls.update(handles)
         states = {h: [*self.script, State.GONE][min(self.polls[h] - 1, len(self.script))] for h in handles}
-        return {h: Report(s, self.details.pop(h) if s is State.GONE else "") for h, s in states.items()}
+        return {
+            h: Report(s, self.details.pop(h), self.code) if s is State.GONE else Report(s) for h, s in states.items()
+        }
 
     def wait(self, seconds: float) -> None:
         pass
@@ -53,7 +63,7 @@ class Paper:
 def test_a_worker_that_dies_after_it_has_published_counts_as_done(plan: Callable[..., Plan], tmp_path: Path) -> None:
     store = Store(tmp_path)
     engine = Paper(lambda key, _: publish(store, key) and "the worker was killed by signal 9")
-    outcome = play(plan(DUEL).stages, store, engine, Recorder(), "data")
+    outcome = play(plan(DUEL).stages, store, engine, Recorder(), TERMS)
     assert outcome.problems == {}
     assert set(engine.attempts.values()) == {1}
 
@@ -61,7 +71,7 @@ def test_a_worker_that_dies_after_it_has_published_counts_as_done(plan: Callable
 def test_a_worker_that_ends_well_without_publishing_is_not_believed(plan: Callable[..., Plan], tmp_path: Path) -> None:
     stages, store = plan(DUEL).stages, Store(tmp_path)
     engine = Paper(lambda key, _: "the worker ended with exit code 0")
-    outcome = play(stages, store, engine, Recorder(), "data")
+    outcome = play(stages, store, engine, Recorder(), TERMS)
     assert set(outcome.problems) == set(stages)
     assert engine.attempts == {next(iter(stages)): LOST_ATTEMPTS}
 
@@ -70,8 +80,52 @@ def test_an_engine_that_does_not_answer_changes_nothing(plan: Callable[..., Plan
     stages, store = plan(DUEL).stages, Store(tmp_path)
     script = (State.QUEUED, State.UNKNOWN, State.UNKNOWN, State.RUNNING, State.UNKNOWN)
     engine = Paper(lambda key, _: publish(store, key), script)
-    assert play(stages, store, engine, Recorder(), "data").problems == {}
+    assert play(stages, store, engine, Recorder(), TERMS).problems == {}
     assert engine.attempts == dict.fromkeys(stages, 1)
+
+
+@pytest.mark.parametrize(("code", "attempts"), [(BUSY, 2 * LOST_ATTEMPTS), (40, LOST_ATTEMPTS), (49, LOST_ATTEMPTS)])
+def test_only_a_worker_that_was_busy_is_no_attempt(
+    plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, attempts: int
+) -> None:
+    """It says so by its exit code, whole: 40 is another one."""
+    monkeypatch.setattr(matrix, "BUSY_SECONDS", 0.0)
+    stages, store = plan(DUEL).stages, Store(tmp_path)
+
+    def act(key: str, attempt: int) -> str:
+        return publish(store, key) if attempt == 2 * LOST_ATTEMPTS else f"the worker ended with exit code {code}"
+
+    engine = Paper(act, code=code)
+    outcome = play(stages, store, engine, Recorder(), TERMS)
+    assert engine.attempts[next(iter(stages))] == attempts
+    assert bool(outcome.problems) is (code != BUSY)
+
+
+def test_an_attempt_that_saved_some_of_its_work_is_not_lost(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    """A worker that is killed every hour and saves every half gets through; once it saves nothing more, it is given up."""
+    stages, store = plan(DUEL).stages, Store(tmp_path)
+    saves, first = 4 * LOST_ATTEMPTS, next(iter(stages))
+
+    def act(key: str, attempt: int) -> str:
+        if attempt <= saves:
+            save_state({"epochs": attempt}, path := store.workplace(key) / "part-1.safetensors")
+            os.utime(path, (attempt, attempt))
+        return "the worker was killed by signal 9"
+
+    engine = Paper(act)
+    outcome = play(stages, store, engine, Recorder(), TERMS)
+    assert engine.attempts == {first: saves + LOST_ATTEMPTS}
+    assert outcome.problems[first].startswith("the worker was killed by signal 9, 3 times; its log is ")
+
+
+def test_workers_are_told_what_a_key_means_and_on_which_terms(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    stages, store = plan(DUEL).stages, Store(tmp_path)
+    engine = Paper(lambda key, _: publish(store, key))
+    outcome = play(stages, store, engine, Recorder(), Terms("images", profile=True))
+    for key, stage in stages.items():
+        told = {"kind": stage.kind, "label": stage.label, "data_folder": "images", "profile": True}
+        assert store.spec(key) == {**told, "spec": stage.spec}
+    assert outcome.seconds.keys() == stages.keys()
 
 
 def test_what_builds_on_a_failure_says_what_failed(plan: Callable[..., Plan], tmp_path: Path) -> None:
@@ -84,7 +138,7 @@ def test_what_builds_on_a_failure_says_what_failed(plan: Callable[..., Plan], tm
             return "the worker ended with exit code 1"
         return publish(store, key)
 
-    outcome = play(found.stages, store, Paper(act), Recorder(), "data")
+    outcome = play(found.stages, store, Paper(act), Recorder(), TERMS)
     problems = {labels[key]: reason for key, reason in outcome.problems.items()}
     broken = {label: key for key, label in labels.items()}
     harden, steal = broken["harden by nasty, seed 0"], broken["kd from stingy, seed 0"]
@@ -108,7 +162,7 @@ def test_a_failure_reaches_what_builds_on_it_through_others(plan: Callable[..., 
             return "the worker ended with exit code 1"
         return publish(store, key)
 
-    outcome = play(found.stages, store, Paper(act), watcher, "data")
+    outcome = play(found.stages, store, Paper(act), watcher, TERMS)
     failed = {found.stages[key].label.removesuffix(", seed 0") for key in outcome.problems}
     assert failed == VICTIMS
     assert {label.removesuffix(", seed 0") for label in watcher.lost} == VICTIMS - {"train the victim"}
@@ -120,13 +174,13 @@ def test_an_old_failure_is_forgiven_before_another_attempt(plan: Callable[..., P
     for key in stages:
         store.fail(key, {"reason": "yesterday's"})
     engine = Paper(lambda key, attempt: publish(store, key) if attempt == 2 else "the worker was killed by signal 9")
-    assert play(stages, store, engine, Recorder(), "data").problems == {}
+    assert play(stages, store, engine, Recorder(), TERMS).problems == {}
     assert os.listdir(store.root / "failures") == []
 
 
 def test_thefts_go_before_scores_that_nothing_waits_for(plan: Callable[..., Plan], tmp_path: Path) -> None:
     found, store, watcher = plan(), Store(tmp_path), Recorder()
-    play(found.stages, store, Paper(lambda key, _: publish(store, key)), watcher, "data")
+    play(found.stages, store, Paper(lambda key, _: publish(store, key)), watcher, TERMS)
     kinds = [stage.kind for stage in watcher.finished]
     assert kinds.index("score") > max(index for index, kind in enumerate(kinds) if kind == "steal") - 2
 
@@ -137,5 +191,5 @@ def test_the_engine_and_the_display_are_closed_whatever_happens(plan: Callable[.
 
     engine, watcher = Paper(interrupt), Recorder()
     with pytest.raises(KeyboardInterrupt):
-        play(plan(DUEL).stages, Store(tmp_path), engine, watcher, "data")
+        play(plan(DUEL).stages, Store(tmp_path), engine, watcher, TERMS)
     assert (engine.closed, watcher.closed) == (1, 1)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
@@ -44,7 +45,7 @@ def under_way(store: Store, key: str) -> bool:
 def test_closing_lets_workers_stop_at_a_checkpoint(long_stage: Callable[..., tuple[Store, str]]) -> None:
     store, key = long_stage()
     engine = LocalExecutor(store.root, 1)
-    engine.submit([key])
+    engine.submit([(key,)])
     until(lambda: under_way(store, key))
     [worker] = multiprocessing.active_children()
     engine.close()
@@ -62,7 +63,7 @@ def test_closing_kills_workers_that_do_not_stop(
     store, key = long_stage()
     monkeypatch.setattr("kdbench.runner.executors.local.GRACE_SECONDS", 0.3)
     engine = LocalExecutor(store.root, 1)
-    engine.submit([key])
+    engine.submit([(key,)])
     until(lambda: under_way(store, key))
     [worker] = multiprocessing.active_children()
     assert worker.pid
@@ -79,7 +80,7 @@ def test_two_workers_on_one_stage_do_no_harm(long_stage: Callable[..., tuple[Sto
     engine = LocalExecutor(store.root, 2)
     handles = []
     for _ in range(2):
-        handles += engine.submit([key])
+        handles += engine.submit([(key,)])
         until((store.root / "claims" / key.replace("/", "-")).exists)
         (store.root / "claims" / key.replace("/", "-")).unlink()
     until(lambda: all(report.state is State.GONE for report in engine.poll(handles).values()))
@@ -91,11 +92,49 @@ def test_two_workers_on_one_stage_do_no_harm(long_stage: Callable[..., tuple[Sto
 
 @pytest.fixture
 def at_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Lets a worker do something else than its stage, in this process."""
+    """Lets a worker do something else than its stage (None: just that), in this process."""
     before = signal.getsignal(signal.SIGTERM)
-    yield lambda act: monkeypatch.setattr(worker, "run_stage", lambda *_: act())
+    yield lambda act: act and monkeypatch.setattr(worker, "run_stage", lambda *_: act())
     signal.signal(signal.SIGTERM, before)
     torch.use_deterministic_algorithms(False)
+
+
+def test_a_stage_that_is_silent_keeps_its_claim(
+    long_stage: Callable[..., tuple[Store, str]], at_work: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours in one question say nothing of progress; the claim of a stage that has ended is left alone."""
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.01)
+    store, key = long_stage()
+    claim = store.root / "claims" / key.replace("/", "-")
+
+    def act() -> None:
+        for _ in range(2):
+            os.utime(claim, (0, 0))
+            until(lambda: claim.stat().st_mtime > 0)
+        raise ZeroDivisionError
+
+    at_work(act)
+    threads = threading.active_count()
+    assert worker.work(str(store.root), key) == FAILED
+    assert threading.active_count() == threads
+    assert not claim.exists()
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_a_worker_writes_down_how_fast_its_trainings_were(
+    long_stage: Callable[..., tuple[Store, str]], at_work: Callable[..., None], profile: bool
+) -> None:
+    """And measures their limit if it was told to."""
+    store, key = long_stage(3)
+    store.write_spec(key, {**store.spec(key), "profile": profile})
+    at_work(None)
+    assert worker.work(str(store.root), key) == PUBLISHED
+    manifest = store.manifest(key)
+    images = store.manifest(manifest["spec"]["data"]["key"])["metrics"]["train"]
+    assert manifest["work"]["images"] == 3 * images
+    assert 0 < manifest["work"]["seconds"] < manifest["seconds"]
+    assert manifest["profile"] is profile
+    assert (manifest["work"]["limit_seconds"] is not None) is profile
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -121,7 +160,7 @@ def test_an_error_after_somebody_else_has_published_is_no_failure(
 def test_a_second_worker_on_a_stage_that_is_worked_on_is_busy(long_stage: Callable[..., tuple[Store, str]]) -> None:
     store, key = long_stage()
     first, second = LocalExecutor(store.root, 1), LocalExecutor(store.root, 1)
-    first.submit([key])
+    first.submit([(key,)])
     until(lambda: under_way(store, key))
     assert ending(second, key) == f"the worker ended with exit code {BUSY}"
     first.close()
@@ -129,7 +168,7 @@ def test_a_second_worker_on_a_stage_that_is_worked_on_is_busy(long_stage: Callab
 
 def ending(engine: LocalExecutor, key: str) -> str:
     """How a worker on `key` ends."""
-    [handle] = engine.submit([key])
+    [handle] = engine.submit([(key,)])
     while (report := engine.poll([handle])[handle]).state is State.RUNNING:
         engine.wait(1)
     assert report.state is State.GONE
@@ -142,7 +181,7 @@ def test_slots_are_taken_and_given_back(long_stage: Callable[..., tuple[Store, s
     [published] = [other for other in store.published() if other.startswith("train/")]
     engine = LocalExecutor(store.root, 3)
     assert engine.slots() == 3
-    engine.submit([key, published])
+    engine.submit([(key,), (published,)])
     assert engine.slots() == 1
     engine.close()
     assert engine.slots() == 3

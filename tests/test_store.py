@@ -1,5 +1,6 @@
 """The store: finished stages appear whole or not at all, claims save work, and no file in it is a pickle."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -727,3 +728,27 @@ def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
 
 def test_every_kind_of_stage_has_its_folder(store: Store) -> None:
     assert set(KINDS) < set(os.listdir(store.root))
+
+
+def test_a_checkpoint_is_known_by_when_it_was_saved(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.checkpointed(KEY) == 0
+    work = store.workplace(KEY)
+    assert store.checkpointed(KEY) == 0
+    for name, moment in (("part-1.safetensors", 5), ("part-2.safetensors", 9), (".part-3.safetensors.1.partial", 20)):
+        (work / name).touch()
+        os.utime(work / name, ns=(moment, moment))
+    (work / "progress.json").touch()
+    assert store.checkpointed(KEY) == 9
+
+
+def test_a_file_that_is_replaced_is_never_half_written(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    with stores.replacing(path) as file:
+        file.write("first")
+        assert not path.exists()
+    with contextlib.suppress(ZeroDivisionError), stores.replacing(path) as file:
+        file.write("sec")
+        raise ZeroDivisionError
+    assert path.read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from helpers import blobs
 from kdbench.api import UNKNOWN, Answers, KdbenchError, Oracle, Owned, Refused, Split, ThreatModel, keep_top
-from kdbench.game.threat import ANSWER_CHUNK, Meter, truncate
+from kdbench.game.threat import ANSWER_CHUNK, Border, Meter, truncate
 
 CLASSES = 7
 
@@ -224,6 +224,17 @@ def test_what_has_not_the_shape_of_images_is_refused(service: Counting, x: Tenso
     with pytest.raises(Refused, match=r"float images \(N,C,H,W\)"):
         oracle(service)(x)
     assert service.asked == []
+
+
+def test_what_crossed_the_border_unseen_is_refused_once_somebody_settles() -> None:
+    """As on an accelerator, where nobody looks at each question."""
+    border = Border()
+    border.settle()
+    for crossed in (False, True, False):
+        border.note(torch.tensor(crossed))
+    with pytest.raises(Refused, match=r"images in \[0,1\]"):
+        border.settle()
+    border.settle()
 
 
 def test_a_refusal_is_a_sentence_for_the_user() -> None:

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,9 +21,11 @@ from kdbench.api import (
     Diverged,
     KdbenchError,
     Log,
+    Precision,
     Recipe,
     Split,
     fit,
+    frozen,
     infer,
     jensen_shannon,
     kd,
@@ -31,7 +34,9 @@ from kdbench.api import (
     soft_cross_entropy,
     soften,
 )
-from kdbench.game.training import augmented, rate
+from kdbench.attacks.kd import kd_loss
+from kdbench.game.augmentation import augmented
+from kdbench.game.work import rate
 
 State = dict[str, Tensor]
 
@@ -615,3 +620,98 @@ def test_losses_get_fp32_in_bf16(data: Split) -> None:
     teacher = ctx.new_student()
     fit(ctx.new_student(), loss, data.x, (teacher, data.y), ctx)
     assert seen == {torch.float32}
+
+
+# The frozen form
+
+
+def teacher(data: Split, precision: Precision = "fp32") -> tuple[nn.Module, Context]:
+    ctx = replace(context(data, epochs=2), precision=precision)
+    model = ctx.new_student("mini-16")
+    fit(model, F.cross_entropy, data.x, data.y, ctx)
+    return model, ctx
+
+
+@pytest.mark.parametrize(("precision", "room"), [("fp32", 1e-5), ("bf16", 0.03)])
+def test_what_is_frozen_answers_as_the_model_in_eval_mode(data: Split, precision: Precision, room: float) -> None:
+    model, ctx = teacher(data, precision)
+    expected = infer(model, data.x)
+    before = state(model.train())
+    answers = frozen(model, ctx)(data.x)
+    assert answers.dtype == torch.float32
+    assert not answers.requires_grad
+    assert 0 < (answers - expected).abs().max() <= room * expected.abs().max()
+    assert model.training
+    assert same(state(model), before)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_what_is_frozen_does_not_follow_the_model(data: Split) -> None:
+    model, ctx = teacher(data)
+    ask = frozen(model, ctx)
+    before = ask(data.x)
+    fit(model, F.cross_entropy, data.x, data.y, ctx)
+    assert torch.equal(ask(data.x), before)
+
+
+def test_a_model_can_be_frozen_by_who_owns_no_images(data: Split) -> None:
+    model, ctx = teacher(data)
+    nobody = replace(ctx, data=data.take(torch.arange(0)))
+    torch.testing.assert_close(frozen(model, nobody)(data.x), infer(model, data.x), rtol=1e-4, atol=1e-4)
+
+
+# The profile
+
+
+class Timing(Log):
+    """Remembers what was timed."""
+
+    def __init__(self, profiling: bool) -> None:
+        super().__init__()
+        self.profiling = profiling
+        self.told: list[tuple[int, float, float | None]] = []
+
+    def timed(self, images: int, seconds: float, limit: float | None) -> None:
+        self.told.append((images, seconds, limit))
+
+
+def test_a_profile_tells_how_far_from_its_limit_a_fit_is_and_changes_nothing(data: Split) -> None:
+    weights, logs = [], []
+    for profiling in (False, True):
+        ctx = replace(context(data, epochs=3), log=Timing(profiling))
+        model = network()
+        noisy = torch.rand(len(data), generator=ctx.generator)  # a loss may draw from the generator, too
+
+        def loss(z: Tensor, target: tuple[Tensor, Tensor], ctx: Context = ctx) -> Tensor:
+            y, weight = target
+            return F.cross_entropy(z, y) + weight.mean() * torch.rand((), generator=ctx.generator)
+
+        fit(model, loss, data.x, (data.y, noisy), ctx)
+        fit(model, F.cross_entropy, data.x, data.y, ctx)
+        weights.append(state(model))
+        logs.append(ctx.log)
+    assert same(*weights)
+    for log in logs:
+        assert isinstance(log, Timing)
+        assert [images for images, _, _ in log.told] == [3 * len(data)] * 2
+        assert all(seconds > 0 for _, seconds, _ in log.told)
+        assert all((limit is not None and limit > 0) == log.profiling for _, _, limit in log.told)
+
+
+# Compilation
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(data: Split) -> None:
+    """Needs a C++ compiler, as torch.compile does on a CPU."""
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler")
+    nets = []
+    for compile_ in (False, True):
+        ctx = replace(context(data, epochs=1), compile=compile_)
+        ask = frozen(ctx.new_student("mini-16").eval(), ctx)
+        model = ctx.new_student()
+        fit(model, kd_loss(4, 0.9, labelled=True), data.x, (ask, data.y), ctx)
+        nets.append(model)
+    for ours, theirs in zip(*(net.state_dict().values() for net in nets), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

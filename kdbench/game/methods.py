@@ -1,7 +1,7 @@
 """What a defense and an attack are, and all that they may use."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
@@ -46,6 +46,9 @@ class Recipe(Checked):
 class Log:
     """What a method may write down. This one keeps numbers in memory; the runner's also keeps pictures and checkpoints."""
 
+    profiling: bool = False
+    """Whether fits shall measure their limit too."""
+
     def __init__(self) -> None:
         self.numbers: dict[str, float] = {}
         self._slots = 0
@@ -59,6 +62,12 @@ class Log:
 
     def progress(self, share: float, text: str) -> None:
         """Say how far the work at hand is, from 0 to 1."""
+
+    def timed(self, images: int, seconds: float, limit: float | None) -> None:
+        """Say that training took so many `seconds` for so many `images`.
+
+        limit: images/s of a bare loop of forward, backward and step of the same modules, where it was measured.
+        """
 
     def slot(self) -> str:
         """A name for the next piece of work that can be resumed; the same in every run of the same stage."""
@@ -93,7 +102,8 @@ class Context:
     data: the images this side owns. recipe: how this side trains. new_student: a fresh network on the device, of this
     side's architecture (for a defense: the victim's) or of a named one, initialised from the seed and the number of
     calls so far. generator: the only source of randomness, on the device. precision: of forward and backward passes;
-    weights, losses and optimisers are always fp32.
+    weights, losses and optimisers are always fp32. compile: whether networks are compiled before they are trained or
+    asked. company: whom `fit` hands its work to first, where several stages train their networks together.
     """
 
     data: Split
@@ -104,6 +114,8 @@ class Context:
     generator: torch.Generator
     log: Log = field(default_factory=Log)
     precision: Precision = "fp32"
+    compile: bool = False
+    company: Callable[[Any], None] | None = None
 
     def training(self, **changes: Any) -> "Context":
         """The same context with some fields of the recipe changed."""
@@ -159,7 +171,11 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
     """Fix torch's global generators inside, and leave them as they were: for code that draws from nowhere else."""
     devices = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: it seeds every device there is, and only these are put back.
+        torch.default_generator.manual_seed(seed)
+        for name in devices:
+            with torch.cuda.device(name):
+                torch.cuda.manual_seed(seed)
         yield
 
 

@@ -63,11 +63,12 @@ class Oracle:
 
     def __init__(self, service: Service, threat: ThreatModel, model: nn.Module, meter: Meter | None = None) -> None:
         meter = meter or Meter()
+        border = Border()
 
         def ask(x: Tensor) -> Tensor:
             if threat.answers is Answers.NOTHING:
                 raise Refused("asked the victim under a threat model that grants nothing")
-            _check_images(x)
+            border.check(x)
             _afford(len(x), threat.budget, meter)
             meter.answered += len(x)
             with torch.no_grad():
@@ -80,6 +81,7 @@ class Oracle:
             return copy.deepcopy(model).eval().requires_grad_(False)
 
         def count() -> int:
+            border.settle()
             return meter.answered
 
         self.threat = threat
@@ -94,7 +96,7 @@ class Oracle:
 
     @property
     def answered(self) -> int:
-        """Images answered so far."""
+        """Images answered so far. Raises `Refused` when an accelerator has been asked about something else than images."""
         return self._count()
 
     @property
@@ -131,8 +133,31 @@ def _afford(images: int, budget: int | None, meter: Meter) -> None:
         raise Refused(f"asked for {images} answers with {budget - meter.answered} of {budget} left")
 
 
-def _check_images(x: Tensor) -> None:
-    if x.ndim != 4 or not x.is_floating_point():
-        raise Refused(f"an oracle answers float images (N,C,H,W), not {tuple(x.shape)} of {x.dtype}")
-    if len(x) and not (x.amin() >= 0 and x.amax() <= 1):
-        raise Refused("an oracle answers images in [0,1]; these reach outside")
+class Border:
+    """Lets nothing pass but images in [0,1].
+
+    What lies on the CPU is looked at before it is answered. An accelerator works by itself, and looking would make the
+    host wait for it at every step: what it was asked is noted there, and looked at when somebody wants to `settle`.
+    """
+
+    def __init__(self) -> None:
+        self._crossed: Tensor | None = None
+
+    def check(self, x: Tensor) -> None:
+        """Raises `Refused` for what is no float tensor (N,C,H,W), and for one on the CPU that reaches outside [0,1]."""
+        if x.ndim != 4 or not x.is_floating_point():
+            raise Refused(f"an oracle answers float images (N,C,H,W), not {tuple(x.shape)} of {x.dtype}")
+        if len(x):
+            self.note(~((x.amin() >= 0) & (x.amax() <= 1)))  # true for NaN
+            if x.device.type == "cpu":
+                self.settle()
+
+    def note(self, crossed: Tensor) -> None:
+        """Remember whether images have `crossed` the border, a truth value on any device."""
+        self._crossed = crossed if self._crossed is None else self._crossed | crossed
+
+    def settle(self) -> None:
+        """Raises `Refused` if any have, once."""
+        crossed, self._crossed = self._crossed, None
+        if crossed is not None and crossed:
+            raise Refused("an oracle answers images in [0,1]; these reach outside")

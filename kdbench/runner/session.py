@@ -1,9 +1,12 @@
 """One `kdbench run`: a suite becomes a plan, the plan becomes finished stages, these become result files."""
 
+import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,9 +16,9 @@ from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain
 from kdbench.game.methods import Precision
 from kdbench.runner.executors.local import LocalExecutor
-from kdbench.runner.matrix import Outcome, Watcher, data_digest, force, play
+from kdbench.runner.matrix import Outcome, Terms, Watcher, data_digest, force, play
 from kdbench.runner.plan import Numerics, Plan, PlannedCell, data_stage, make_plan, player
-from kdbench.runner.store import Json, Store, sweep, write_json
+from kdbench.runner.store import Json, Store, replacing, sweep
 from kdbench.runner.suite import Suite
 
 PLAN = "plan.json"
@@ -31,8 +34,14 @@ class Options:
     device: str = "auto"
     jobs: int = 0
     threads: int = 1
+    compile: bool = False
+    stack: int = 1
     data_folder: Path = Path("data")
     force: bool = False
+    profile: bool = False
+
+
+Endings = Counter[tuple[Status, str]]
 
 
 class Session:
@@ -42,38 +51,45 @@ class Session:
         self.suite, self.options, self.watcher = suite, options, watcher
         self.store = Store(options.store)
         self.jobs = options.jobs or cores()
+        self._terms = Terms(str(options.data_folder), options.profile)
         device = choose_device(options.device)
-        self.numerics = Numerics(device, choose_precision(suite.precision, device), options.threads)
+        precision = choose_precision(suite.precision, device)
+        self.numerics = Numerics(device, precision, options.threads, options.compile, options.stack)
 
     def plan(self) -> Plan:
         """The plan; reads the data set first if the store does not have it."""
         stage = data_stage(self.suite)
-        content = data_digest(stage, self.store, self._executor(), self.watcher, str(self.options.data_folder))
+        content = data_digest(stage, self.store, self._executor(), self.watcher, self._terms)
         return make_plan(self.suite, self.numerics, content)
 
-    def run(self) -> list[Cell]:
-        """Play the plan and write a result file a cell; the cells."""
-        plan = self.plan()
+    def play(self, plan: Plan) -> Outcome:
+        """Do the stages of the plan that are not in the store; what became of them."""
         _refuse_strangers(plan, self.options.out)
         if self.options.force:
             force(plan, self.store)
         self.options.out.mkdir(parents=True, exist_ok=True)
         _write_plan(plan, self.store, self.options.out)
-        outcome = play(plan.stages, self.store, self._executor(), self.watcher, str(self.options.data_folder))
+        outcome = play(plan.stages, self.store, self._executor(), self.watcher, self._terms, self.options.stack)
         sweep(self.store)
-        return record(plan, self.store, outcome, self.options.out)
+        return outcome
+
+    def record(self, plan: Plan, outcome: Outcome) -> Endings:
+        """Write a result file a cell, and copy the pictures of the first seed; how many cells ended how, and why."""
+        recorder = _Recorder(plan, self.store, outcome, self.options.out)
+        endings: Endings = Counter()
+        for planned in plan.cells:
+            cell = recorder.cell(planned)
+            write(cell, self.options.out)
+            endings[cell.status, cell.reason] += 1
+        return endings
+
+    def run(self) -> Endings:
+        """All of it, one after the other."""
+        plan = self.plan()
+        return self.record(plan, self.play(plan))
 
     def _executor(self) -> LocalExecutor:
         return LocalExecutor(self.store.root, self.jobs)
-
-
-def record(plan: Plan, store: Store, outcome: Outcome, out: Path) -> list[Cell]:
-    """Write a result file for each cell of the plan, and copy the pictures of its first seed."""
-    recorder = _Recorder(plan, store, outcome, out)
-    cells = [recorder.cell(cell) for cell in plan.cells]
-    for cell in cells:
-        write(cell, out)
-    return cells
 
 
 class _Recorder:
@@ -81,21 +97,25 @@ class _Recorder:
 
     def __init__(self, plan: Plan, store: Store, outcome: Outcome, out: Path) -> None:
         self._plan, self._store, self._outcome, self._out = plan, store, outcome, out
-        self._manifests: dict[str, Json] = {}
+        self._victims: dict[str, Json] = {}
+        self._round: tuple[str, int] | None = None
+        self._plain = cache(plain)
         suite = plan.suite
+        self._defenses = {choice.label: player(choice) for choice in suite.defenses}
+        self._attacks = {choice.label: player(choice) for choice in (*suite.attacks, *suite.baselines)}
         self._protocol = {
             "victim_recipe": plain(suite.victim_recipe),
             "student_recipe": plain(suite.student_recipe),
             "robustness": plain(suite.evasion),
             "numerics": plain(plan.numerics),
         }
-        self._classes = int(self._manifest(data_stage(suite).key)["metrics"]["classes"])
+        self._classes = int(store.manifest(data_stage(suite).key)["metrics"]["classes"])
 
     def cell(self, planned: PlannedCell) -> Cell:
         """The record of one cell."""
         status, reason = self._status(planned)
-        played = status in (Status.DONE, Status.BYPASSED)
-        found = {role: self._manifest(key) for role, key in planned.stages.items()} if played else {}
+        stages = planned.stages
+        found = self._manifests(planned, stages) if status in (Status.DONE, Status.BYPASSED) else {}
         suite = self._plan.suite
         cell = Cell(
             suite=suite.name,
@@ -104,25 +124,25 @@ class _Recorder:
             classes=self._classes,
             victim=suite.victim,
             student=planned.student,
-            defense=player(planned.defense) if planned.defense else None,
-            attack=player(planned.attack),
+            defense=self._defenses[planned.defense.label] if planned.defense else None,
+            attack=self._attacks[planned.attack.label],
             adaptive=planned.attack.instance.adaptive,
             seed=planned.seed,
-            threat=plain(planned.threat),
-            owned=plain(planned.owned),
+            threat=self._plain(planned.threat),
+            owned=self._plain(planned.owned),
             tolerance=suite.tolerance,
             status=status,
             reason=reason,
             metrics=_metrics(found),
             seconds={role: round(manifest["seconds"], 3) for role, manifest in found.items()},
-            keys=dict(planned.stages),
+            keys=stages,
             protocol=self._protocol,
             machine=found["score"]["machine"] if found else {},
         )
-        return replace(cell, pictures=self._copy_pictures(cell)) if found else cell
+        return replace(cell, pictures=self._copy_pictures(cell, found["steal"])) if found else cell
 
     def _status(self, planned: PlannedCell) -> tuple[Status, str]:
-        problems = [self._outcome.problems[key] for key in planned.stages.values() if key in self._outcome.problems]
+        problems = [self._outcome.problems[key] for key in planned.keys if key in self._outcome.problems]
         if planned.skipped:
             return Status.SKIPPED, planned.skipped
         if problems:
@@ -131,20 +151,28 @@ class _Recorder:
             return Status.BYPASSED, "the defense acts only when answering; the attacker has the weights"
         return Status.DONE, ""
 
-    def _manifest(self, key: str) -> Json:
-        if key not in self._manifests:
-            self._manifests[key] = self._store.manifest(key)
-        return self._manifests[key]
+    def _manifests(self, planned: PlannedCell, stages: Mapping[str, str]) -> dict[str, Json]:
+        """The manifests of a cell by role. Those of a victim are kept for the cells of the same round, and no longer."""
+        if self._round != (planned.student, planned.seed):
+            self._round = planned.student, planned.seed
+            self._victims.clear()
+        return {role: self._manifest(key, role in ("steal", "score")) for role, key in stages.items()}
 
-    def _copy_pictures(self, cell: Cell) -> list[str]:
+    def _manifest(self, key: str, once: bool) -> Json:
+        if once:
+            return self._store.manifest(key)
+        if key not in self._victims:
+            self._victims[key] = self._store.manifest(key)
+        return self._victims[key]
+
+    def _copy_pictures(self, cell: Cell, theft: Json) -> list[str]:
         if cell.seed != self._plan.suite.seeds[0]:
             return []
-        steal = cell.keys["steal"]
         copies = []
-        for name in self._manifest(steal)["pictures"]:
+        for name in theft["pictures"]:
             copy = Path(PICTURES) / f"{cell.name}--{name}"
             (self._out / PICTURES).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self._store.path(steal) / name, self._out / copy)
+            shutil.copyfile(self._store.path(cell.keys["steal"]) / name, self._out / copy)
             copies.append(copy.as_posix())
         return copies
 
@@ -197,18 +225,22 @@ def _cpu_has_bf16() -> bool:
 
 def _refuse_strangers(plan: Plan, out: Path) -> None:
     """A results folder holds one matrix: mixed with another's cells, its leaderboard would compare what nobody played."""
-    expected = {f"{cell.name}.json" for cell in plan.cells}
-    strangers = sorted(path.name for path in (out / FOLDER).glob("*.json") if path.name not in expected)
+    strangers = {path.name for path in (out / FOLDER).glob("*.json")}
+    strangers.difference_update(f"{cell.name}.json" for cell in plan.cells)
     if strangers:
         raise KdbenchError(
-            f"{out} holds {len(strangers)} cells of another matrix ({strangers[0]}, ...). "
+            f"{out} holds {len(strangers)} cells of another matrix ({min(strangers)}, ...). "
             "Choose another folder with --out, or remove it."
         )
 
 
 def _write_plan(plan: Plan, store: Store, out: Path) -> None:
-    """Say what this folder is to hold, for `kdbench status`."""
-    stages = [{"key": stage.key, "label": stage.label} for stage in plan.stages.values()]
-    write_json(
-        out / PLAN, {"store": os.path.relpath(store.root, out), "stages": stages, "cells": [c.name for c in plan.cells]}
-    )
+    """Say what this folder is to hold, for `kdbench status`; piece by piece, for plans may be long."""
+    with replacing(out / PLAN) as file:
+        file.write(f'{{"store": {json.dumps(os.path.relpath(store.root, out))},\n "stages": [')
+        for number, stage in enumerate(plan.stages.values()):
+            file.write((",\n  " if number else "\n  ") + json.dumps({"key": stage.key, "label": stage.label}))
+        file.write('],\n "cells": [')
+        for number, cell in enumerate(plan.cells):
+            file.write((",\n  " if number else "\n  ") + json.dumps(cell.name))
+        file.write("]}\n")

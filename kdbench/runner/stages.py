@@ -1,7 +1,7 @@
 """What each kind of stage does: a pure function of its specification and of the finished stages it names."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from kdbench.game.fields import build
 from kdbench.game.methods import Attack, Context, Defense, NewStudent, Recipe, derive, seeded
 from kdbench.game.referee import compare, judge_student, judge_victim
 from kdbench.game.robustness import Evasion
+from kdbench.game.stacking import Company
 from kdbench.game.threat import Oracle, Service, ThreatModel
-from kdbench.game.training import fit, infer
+from kdbench.game.training import fit, frozen, infer
 from kdbench.runner.checkpoint import load_tensors, load_weights, save_tensors, save_weights
 from kdbench.runner.journal import Journal
-from kdbench.runner.store import Store
+from kdbench.runner.store import Store, json_digest
 
 WEIGHTS = "weights.safetensors"
 TENSORS = "tensors.safetensors"
@@ -31,15 +32,25 @@ Numbers = dict[str, float]
 Spec = Mapping[str, Any]
 
 
+@dataclass
+class Crew:
+    """Stages that one worker does side by side: they train together, and share services that answer all of them alike."""
+
+    company: Company = field(default_factory=Company)
+    services: dict[str, tuple[Service, nn.Module]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Desk:
-    """Where a stage is worked on: the store it reads, the folder it fills, its journal, its device, the data folder."""
+    """Where a stage is worked on: the store it reads, the folder it fills, its journal, its device, the data folder; and
+    the crew if it is not worked on alone."""
 
     store: Store
     out: Path
     journal: Journal
     device: str
     data_folder: Path
+    crew: Crew | None = None
 
 
 def run_stage(kind: str, spec: Spec, desk: Desk) -> Numbers:
@@ -193,8 +204,19 @@ def _context(spec: Spec, desk: Desk, data: Split, networks: NewStudent, role: st
     generator = torch.Generator(desk.device).manual_seed(seed)
     desk.journal.generators.append(generator)
     recipe = build(Recipe, spec["recipe"], "recipe")
-    precision = spec["numerics"]["precision"]
-    return Context(data, recipe, desk.device, seed, networks, generator, desk.journal, precision)
+    numerics, company = spec["numerics"], desk.crew.company if desk.crew else None
+    return Context(
+        data,
+        recipe,
+        desk.device,
+        seed,
+        networks,
+        generator,
+        desk.journal,
+        numerics["precision"],
+        numerics["compile"],
+        company,
+    )
 
 
 def _open(spec: Spec, desk: Desk, data: Split, client: str) -> tuple[Service, nn.Module]:
@@ -204,10 +226,39 @@ def _open(spec: Spec, desk: Desk, data: Split, client: str) -> tuple[Service, nn
         return nn.Identity(), nn.Identity()
     workshop = Workshop.of(victim, desk, data, "service")
     model = workshop.load(desk, victim["key"]).requires_grad_(False)
-    defense: Defense = _method("defense", victim["defense"]) if victim["defense"] else Defense()
+    ctx = _context({**victim, "numerics": spec["numerics"]}, desk, data, workshop, f"service/{client}")
+    defense: Defense = _method("defense", victim["defense"]) if victim["defense"] else Truthful()
     desk.journal.resumable &= not defense.stateful  # what such a service remembers is in no checkpoint
-    terms = {**victim, "numerics": spec["numerics"]}
-    return defense.serve(model, _context(terms, desk, data, workshop, f"service/{client}")), model
+    if desk.crew is None or defense.stateful:
+        return defense.serve(model, ctx), model
+    name = json_digest({"victim": victim, "client": client})
+    if name not in desk.crew.services:
+        desk.crew.services[name] = Echo(defense.serve(model, ctx)), model
+    return desk.crew.services[name]
+
+
+@dataclass(frozen=True)
+class Truthful(Defense):
+    """What serves where no defense does: the victim's own answers, as fast as they can be had."""
+
+    def serve(self, model: nn.Module, ctx: Context) -> Service:
+        """Log-softmax of the logits."""
+        ask = frozen(model, ctx)
+        return lambda x: ask(x).log_softmax(dim=1)
+
+
+class Echo:
+    """A service that remembers its last answer: those who train together often ask the same, one after another."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._asked, self._answer = torch.empty(0), torch.empty(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the service says of images `x`."""
+        if not (self._asked.device == x.device and torch.equal(self._asked, x)):
+            self._asked, self._answer = x, self._service(x)
+        return self._answer
 
 
 def _loot(data: Split, threat: ThreatModel, used: Owned, seed: int) -> Split:

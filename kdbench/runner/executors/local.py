@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it CUDA's matrix products are not deterministic, and refused
 }
 
 
@@ -41,14 +42,14 @@ class LocalExecutor:
         self._context.set_forkserver_preload(["kdbench.runner.executors.preload"])
 
     def slots(self) -> int:
-        """How many more stages may be submitted now."""
+        """How many more workers may be started now."""
         return self._jobs - len(self._running)
 
-    def submit(self, keys: Sequence[str]) -> list[Handle]:
-        """Start a worker for each key."""
+    def submit(self, jobs: Sequence[tuple[str, ...]]) -> list[Handle]:
+        """Start a worker for each job."""
         with _environment(ENVIRONMENT):  # the server takes it over when it starts
             forkserver.ensure_running()
-        return [self._start(key) for key in keys]
+        return [self._start(keys) for keys in jobs]
 
     def poll(self, handles: Collection[Handle]) -> dict[Handle, Report]:
         """The state of each handle; a worker that has ended is GONE, with its exit code as a hint."""
@@ -69,15 +70,15 @@ class LocalExecutor:
             process.join()
         self._running.clear()
 
-    def _start(self, key: str) -> Handle:
-        process = self._context.Process(target=_child, args=(str(self._root), key), daemon=True)
+    def _start(self, keys: tuple[str, ...]) -> Handle:
+        process = self._context.Process(target=_child, args=(str(self._root), *keys), daemon=True)
         try:
             process.start()
         except (EOFError, OSError) as error:  # the forkserver died just now; the next submit starts another
-            handle = Handle(self.name, "", key)
+            handle = Handle(self.name, "", keys)
             self._stillborn[handle] = f"the worker could not be started ({type(error).__name__}: {error})"
             return handle
-        handle = Handle(self.name, str(process.pid), key)
+        handle = Handle(self.name, str(process.pid), keys)
         self._running[handle] = process
         return handle
 
@@ -89,7 +90,7 @@ class LocalExecutor:
             return Report(State.RUNNING)
         process.join()
         del self._running[handle]
-        return Report(State.GONE, _ending(process.exitcode))
+        return Report(State.GONE, _ending(process.exitcode), process.exitcode)
 
 
 def _ending(code: int | None) -> str:
@@ -98,8 +99,8 @@ def _ending(code: int | None) -> str:
     return f"the worker ended with exit code {code}"
 
 
-def _child(root: str, key: str) -> None:
-    """In the worker: die with the forkserver and with the driver, write to the stage's log, do the stage."""
+def _child(root: str, *keys: str) -> None:
+    """In the worker: die with the forkserver and with the driver, write to the first stage's log, do the stages."""
     threading.Thread(target=_die_with_driver, daemon=True).start()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -109,10 +110,10 @@ def _child(root: str, key: str) -> None:
     from kdbench.runner.store import Store
     from kdbench.runner.worker import work
 
-    log = os.open(Store(Path(root)).log_path(key), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    log = os.open(Store(Path(root)).log_path(keys[0]), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(log, stream)
-    sys.exit(work(root, key))
+    sys.exit(work(root, *keys))
 
 
 def _die_with_driver() -> None:

@@ -1,4 +1,4 @@
-"""What every engine offers the driver. Engines start `kdbench.runner.worker` with a store and a key, and know nothing else."""
+"""What every engine offers the driver. Engines start `kdbench.runner.worker` with a store and keys, and know nothing else."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,20 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Handle:
-    """One attempt at one stage. `id` is the engine's, `key` the stage's."""
+    """One attempt at one stage, or at several that a worker does side by side. `id` is the engine's."""
 
     engine: str
     id: str
-    key: str
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the engine says of a handle; `detail` in the engine's words, for people only."""
+    """What the engine says of a handle; `detail` in the engine's words, for people only. code: the worker's exit code."""
 
     state: State
     detail: str = ""
+    code: int | None = None
 
 
 class Executor(Protocol):
@@ -38,10 +39,10 @@ class Executor(Protocol):
     name: str
 
     def slots(self) -> int:
-        """How many more stages may be submitted now."""
+        """How many more workers may be started now."""
 
-    def submit(self, keys: Sequence[str]) -> list[Handle]:
-        """Start a worker for each key."""
+    def submit(self, jobs: Sequence[tuple[str, ...]]) -> list[Handle]:
+        """Start a worker for each job, the keys of one stage or of several."""
 
     def poll(self, handles: Collection[Handle]) -> dict[Handle, Report]:
         """The state of each handle; never raises."""

@@ -1,0 +1,37 @@
+"""Augmentation on the device: a batch is one gather of windows from images that were padded once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.game.methods import Recipe
+
+
+def augmented(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Index (M,) -> those of the images `x` (N,C,H,W), each in a random window after zero padding and maybe flipped.
+
+    The padded images are laid out once, channels last, and a batch is a gather of their windows: nothing is copied twice.
+    """
+    pad, (height, width) = recipe.crop, x.shape[2:]
+    padded = nn.functional.pad(x, (pad, pad, pad, pad)) if pad else x
+    windows = padded.permute(0, 2, 3, 1).contiguous().unfold(1, height, 1).unfold(2, width, 1)
+
+    def batch(index: Tensor) -> Tensor:
+        corner = torch.zeros(2, len(index), dtype=torch.long, device=x.device)
+        if pad:
+            corner = torch.randint(2 * pad + 1, corner.shape, generator=generator, device=x.device)
+        images = windows[index, corner[0], corner[1]]
+        return _flipped(images, torch.rand(len(index), generator=generator, device=x.device)) if recipe.flip else images
+
+    return batch
+
+
+def _flipped(images: Tensor, chance: Tensor) -> Tensor:
+    """Each of `images` (N,C,H,W) flipped from left to right where its `chance` (N,) is below a half."""
+    if images.device.type == "cpu":
+        chosen = (chance < 0.5).nonzero().flatten()
+        images[chosen] = images[chosen].flip(3)
+        return images
+    # Where an accelerator works by itself, counting the chosen would make the host wait for it.
+    return torch.where((chance < 0.5)[:, None, None, None], images.flip(3), images)
