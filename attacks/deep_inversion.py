@@ -1,12 +1,11 @@
 """DeepInversion: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from kdbench.api import (
     Answers,
@@ -23,8 +22,11 @@ from kdbench.api import (
     fit,
     jensen_shannon,
     kd_term,
+    lowered,
     soften,
 )
+
+from ._features import Features
 
 # What is optimised is (x - GREY) / CONTRAST: the scale of the paper's normalised images, learnt from no data.
 GREY, CONTRAST = 0.5, 0.25
@@ -86,7 +88,7 @@ class DeepInversion(Attack):
         pool = self._resume(slot, rival, ctx)
         with Features(oracle.model()) as features:
             ctx.log("batch_norm_layers", len(features.layers))
-            judge = Judge(self, features, rival)
+            judge = Judge(self, features, rival, ctx)
             while (made := len(pool.images)) < self.images:
                 if rival is not None and made:
                     self._teach(rival, pool, oracle, ctx)
@@ -119,7 +121,7 @@ class DeepInversion(Attack):
         y = torch.arange(made, min(made + self.batch, self.images), device=ctx.device) % ctx.data.classes
         u = torch.randn(len(y), *ctx.data.shape, generator=ctx.generator, device=ctx.device)
         u.clamp_(-LIMIT, LIMIT).requires_grad_()
-        adam = torch.optim.Adam([u], self.lr)
+        adam = torch.optim.Adam([u], self.lr, fused=True)
         best, least = torch.zeros_like(u), torch.full((2,), torch.inf, device=ctx.device)
         for iteration, shift in enumerate(self._shifts(ctx)):
             losses = judge(u.roll(shift, dims=(2, 3)), y)
@@ -148,17 +150,21 @@ class Judge:
     """What images are judged by: the weights of the attack's terms, the watched victim, and the rival of the adaptive variant."""
 
     attack: DeepInversion
-    features: "Features"
+    features: Features
     rival: nn.Module | None
+    ctx: Context
 
     def __call__(self, u: Tensor, y: Tensor) -> Tensor:
         """(loss, R_feat) (2,) of standardised images `u` (N,C,H,W) meant as `y` (N,); one forward pass of each net."""
         x = GREY + CONTRAST * u
-        z, r_feat = self.features(x)
+        with lowered(self.ctx):
+            z, r_feat = self.features(x)
+            rivals = None if self.rival is None else self.rival(x)
+        z = z.float() if z.dtype == torch.bfloat16 else z
         prior = self.attack.tv * total_variation(u) + self.attack.l2 * u.norm()
         loss = F.cross_entropy(z, y) + prior + self.attack.feature * r_feat
-        if self.rival is not None:
-            divergence = jensen_shannon(soften(z, RIVALRY_T), soften(self.rival(x), RIVALRY_T))
+        if rivals is not None:
+            divergence = jensen_shannon(soften(z, RIVALRY_T), soften(rivals.to(z.dtype), RIVALRY_T))
             loss = loss + self.attack.competition * (1 - divergence)
         return torch.stack([loss, r_feat])
 
@@ -184,59 +190,6 @@ class Pool:
             torch.cat([self.answers, answers]),
             torch.cat([self.losses, losses[None]]),
         )
-
-
-class Features:
-    """A frozen `model`; while open, sees how far what enters its batch norms is from what these remember."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        self.layers = [norm for norm in norms if norm.running_mean is not None]
-
-    def __enter__(self) -> "Features":
-        self._hooks = [layer.register_forward_pre_hook(self._look) for layer in self.layers]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N,K) for images `x`, and R_feat: sum over layers of ||var - running var|| + ||mean - running mean||."""
-        self._gaps = [x.new_zeros(())]
-        z: Tensor = self.model(x)
-        return z, torch.stack(self._gaps).sum()
-
-    def _look(self, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        mean, var = Moments.apply(inputs[0])
-        self._gaps.append((var - layer.running_var).norm() + (mean - layer.running_mean).norm())
-
-
-class Moments(torch.autograd.Function):
-    """Mean and biased variance (C,) of `x` (N,C,...).
-
-    By hand, for these are what an inversion costs beyond a forward and a backward pass: their gradient, slope x + offset,
-    is one pass over memory where autograd takes several, and torch.var_mean is slow on a CPU.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        dims = [d for d in range(x.ndim) if d != 1]
-        mean = x.mean(dims)
-        ctx.save_for_backward(x, mean)
-        return mean, x.square().mean(dims) - mean.square()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, to_mean: Tensor, to_var: Tensor) -> Tensor:
-        x: Tensor
-        x, mean = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
-        slope = 2 * to_var / count
-        offset = to_mean / count - slope * mean
-        wide = (1, -1, *[1] * (x.ndim - 2))
-        return torch.addcmul(offset.view(wide), x, slope.view(wide))
 
 
 def total_variation(u: Tensor) -> Tensor:

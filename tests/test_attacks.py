@@ -30,9 +30,10 @@ from kdbench.api import (
     soften,
 )
 from kdbench.attacks import assistant_kd
+from kdbench.attacks._features import Features, Normed
 from kdbench.attacks.assistant_kd import AssistantKD
 from kdbench.attacks.cross_entropy import CrossEntropy
-from kdbench.attacks.deep_inversion import DeepInversion, Features, Judge, Moments, total_variation
+from kdbench.attacks.deep_inversion import DeepInversion, Judge, total_variation
 from kdbench.attacks.hard_label import HardLabel
 from kdbench.attacks.kd import KD, distil, kd_loss
 from kdbench.attacks.label_smoothing import LabelSmoothing
@@ -373,17 +374,84 @@ def test_the_feature_distance_is_the_papers_sum(data: Split, victim: nn.Module) 
         again = features(data.x)[1]
     assert float(r_feat) == pytest.approx(expected, rel=1e-5)
     assert float(again) == float(r_feat)  # of one forward pass, not of all so far
-    assert torch.equal(z, infer(victim, data.x))
+    torch.testing.assert_close(z, infer(victim, data.x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(6, 3), (4, 3, 2), (4, 3, 2, 5)])
-def test_the_gradient_of_the_moments_is_right(size: tuple[int, ...]) -> None:
-    x = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    mean, var = Moments.apply(x)
+def test_a_fused_norm_and_its_gradient_are_right(size: tuple[int, ...]) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(size, dtype=torch.float64, generator=draws, requires_grad=True)
+    scale, shift = torch.rand(2, 3, dtype=torch.float64, generator=draws)
+    y, mean, var = Normed.apply(x, scale, shift)
     dims = [d for d in range(len(size)) if d != 1]
     torch.testing.assert_close(mean, x.mean(dims))
     torch.testing.assert_close(var, x.var(dims, correction=0))
-    assert torch.autograd.gradcheck(Moments.apply, x)
+    wide = (1, 3, *[1] * (len(size) - 2))
+    torch.testing.assert_close(y, x * scale.view(wide) + shift.view(wide))
+    assert torch.autograd.gradcheck(lambda x: Normed.apply(x, scale, shift), x)
+
+
+class Strange(nn.BatchNorm2d):
+    """A batch norm that doubles what it gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(144, 3)],
+        [nn.Conv2d(1, 4, 3), Strange(4), nn.Flatten(), nn.Linear(144, 3)],
+        [nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)],
+        [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 3)],
+        [nn.Conv2d(1, 4, 3), *[nn.BatchNorm2d(4)] * 2, nn.Flatten(), nn.Linear(144, 3)],
+    ],
+    ids=["no weights", "a subclass", "flat", "no memory", "the same twice"],
+)
+def test_features_change_no_answer_of_any_batch_norm(layers: list[nn.Module]) -> None:
+    """Answers, the distance and the gradient of both, against hooks and autograd alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers).double()
+    for layer in net.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
+            assert layer.running_var is not None
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    net.eval().requires_grad_(False)
+    x = torch.rand(16, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    gaps = [x.new_zeros(())]
+
+    def look(layer: Any, entering: tuple[Tensor]) -> None:
+        dims = [d for d in range(entering[0].ndim) if d != 1]
+        var, mean = torch.var_mean(entering[0], dims, correction=0)
+        gaps.append((var - layer.running_var).norm() + (mean - layer.running_mean).norm())
+
+    watched = [layer for layer in Features(net).layers]
+    handles = [layer.register_forward_pre_hook(look) for layer in watched]
+    expected = net(x)
+    for handle in handles:
+        handle.remove()
+    (slope,) = torch.autograd.grad(expected.sum() + sum(gaps), x)
+    with Features(net) as features:
+        z, r_feat = features(x)
+    torch.testing.assert_close(z, expected)
+    torch.testing.assert_close(r_feat, torch.stack(gaps).sum())
+    torch.testing.assert_close(torch.autograd.grad(z.sum() + r_feat, x)[0], slope)
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
+    assert hooks(net) == 0
+
+
+def test_an_inversion_in_bf16_makes_nearly_the_same_judgement(data: Split, victim: nn.Module) -> None:
+    u, y = 4 * data.x - 2, data.y
+    judged = []
+    for precision in ("fp32", "bf16"):
+        ctx = replace(context(data), precision=precision)
+        with torch.no_grad(), Features(victim) as features:
+            judged.append(Judge(SMALL, features, context(data).new_student().eval(), ctx)(u, y))
+    assert judged[1].dtype == torch.float32
+    torch.testing.assert_close(judged[1], judged[0], rtol=0.03, atol=0)
+    assert not torch.equal(*judged)
 
 
 def test_no_hook_is_left_after_an_error(victim: nn.Module) -> None:
@@ -402,7 +470,7 @@ def test_the_whole_objective_is_the_sum_of_its_terms(data: Split, victim: nn.Mod
     rival = context(data).new_student().eval()
     u, y = 4 * data.x - 2, data.y
     with torch.no_grad(), Features(victim) as features:
-        loss, r_feat = Judge(attack, features, rival)(u, y)
+        loss, r_feat = Judge(attack, features, rival, context(data))(u, y)
         z, same = features(data.x)
     divergence = jensen_shannon(soften(z, 3.0), soften(infer(rival, data.x), 3.0))
     expected = F.cross_entropy(z, y) + 0.2 * total_variation(u) + 0.1 * u.norm() + 3.0 * same + 5.0 * (1 - divergence)
@@ -441,7 +509,7 @@ def test_the_best_images_are_kept_though_the_last_are_worse(
     monkeypatch.setattr(Judge, "__call__", worsening)
     attack = replace(SMALL, jitter=0)
     with Features(victim) as features:
-        images, losses = attack._invert(0, Judge(attack, features, None), owner(attack, data))
+        images, losses = attack._invert(0, Judge(attack, features, None, context(data)), owner(attack, data))
     assert len(seen) == attack.iterations
     torch.testing.assert_close(images, 0.5 + 0.25 * seen[2], rtol=0, atol=0)
     assert float(losses[1]) == 3
@@ -451,7 +519,7 @@ def test_the_best_images_are_kept_though_the_last_are_worse(
 def test_the_loss_that_is_written_down_is_that_of_the_images_that_are_kept(data: Split, victim: nn.Module) -> None:
     attack = replace(SMALL, jitter=0, iterations=30, lr=1.0)
     with Features(victim) as features:
-        judge = Judge(attack, features, None)
+        judge = Judge(attack, features, None, context(data))
         images, losses = attack._invert(0, judge, owner(attack, data))
         torch.testing.assert_close(judge((images - 0.5) / 0.25, torch.arange(24) % 3), losses)
 
@@ -460,7 +528,7 @@ def test_an_inversion_lowers_what_it_minimises(data: Split, victim: nn.Module) -
     def final(iterations: int) -> Tensor:
         attack = replace(SMALL, jitter=0, iterations=iterations)
         with Features(victim) as features:
-            return attack._invert(0, Judge(attack, features, None), owner(attack, data))[1]
+            return attack._invert(0, Judge(attack, features, None, context(data)), owner(attack, data))[1]
 
     start, end = final(1), final(60)
     assert end[0] < 0.3 * start[0]
@@ -480,7 +548,7 @@ def test_competition_makes_images_on_which_victim_and_rival_differ(data: Split, 
     def divergence(competition: float) -> float:
         attack = replace(SMALL, iterations=40, competition=competition)
         with torch.enable_grad(), Features(victim) as features:
-            x, _ = attack._invert(0, Judge(attack, features, rival), owner(attack, data))
+            x, _ = attack._invert(0, Judge(attack, features, rival, context(data)), owner(attack, data))
         return float(jensen_shannon(soften(infer(victim, x), 3.0), soften(infer(rival, x), 3.0)))
 
     assert divergence(100.0) > 2 * divergence(0.0)
@@ -624,7 +692,7 @@ def norms(model: nn.Module) -> list[Any]:
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(layer._forward_pre_hooks) for layer in model.modules())
+    return sum(len(layer._forward_pre_hooks) + ("forward" in vars(layer)) for layer in model.modules())
 
 
 def inputs(model: nn.Module, x: Tensor) -> dict[nn.Module, Tensor]:

@@ -31,6 +31,7 @@ from kdbench.api import (
 from kdbench.attacks.hard_label import HardLabel
 from kdbench.attacks.kd import KD
 from kdbench.game.fields import build
+from kdbench.game.threat import Meter
 from kdbench.testing import BrokenContract, check_attack, check_defense
 
 # Registered methods whose defaults are too slow for a test.
@@ -394,8 +395,8 @@ class Forging(Lazy):
     """Turns the count back, which it finds in what the oracle's functions close over."""
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
-        cells = oracle._count.__closure__ or ()
-        meter = cells[0].cell_contents
+        cells = [cell.cell_contents for cell in oracle._count.__closure__ or ()]
+        [meter] = [found for found in cells if isinstance(found, Meter)]
         for _ in range(10):
             oracle(ctx.data.x[:7])
             meter.answered = 0
