@@ -100,7 +100,9 @@ _machine = _options(
         help="Thefts that a worker does side by side at most, their students trained as one; part of every key.",
     ),
     click.option(
-        "--compile", is_flag=True, help="Compile networks (torch.compile); pays on GPUs in long runs. Part of every key."
+        "--compile",
+        is_flag=True,
+        help="Compile networks (torch.compile); pays on GPUs in long runs. Part of every key.",
     ),
     click.option(
         "--data-dir",

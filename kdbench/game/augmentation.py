@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.game.methods import Recipe
 
@@ -13,9 +13,10 @@ def augmented(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Callable
 
     The padded images are laid out once, channels last, and a batch is a gather of their windows: nothing is copied twice.
     """
-    pad, (height, width) = recipe.crop, x.shape[2:]
-    padded = nn.functional.pad(x, (pad, pad, pad, pad)) if pad else x
-    windows = padded.permute(0, 2, 3, 1).contiguous().unfold(1, height, 1).unfold(2, width, 1)
+    pad, (images, channels, height, width) = recipe.crop, x.shape
+    padded = x.new_zeros(images, height + 2 * pad, width + 2 * pad, channels)
+    padded[:, pad : pad + height, pad : pad + width] = x.permute(0, 2, 3, 1)
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)
 
     def batch(index: Tensor) -> Tensor:
         corner = torch.zeros(2, len(index), dtype=torch.long, device=x.device)
