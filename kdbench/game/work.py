@@ -28,7 +28,7 @@ class Work:
 
     def __init__(self, model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context) -> None:
         self.model, self.loss, self.x, self.ctx = model.to(memory_format=torch.channels_last), loss, x, ctx
-        self._network = torch.compile(model, dynamic=False) if ctx.compile else model
+        self._network: Any = torch.compile(model, dynamic=False) if ctx.compile else model
         self.optimizer = make_optimizer(model, ctx.recipe)
         self.images = augmented(x, ctx.recipe, ctx.generator)
         self.done = 0

@@ -70,7 +70,7 @@ def _attempts(store: Store, keys: Sequence[str]) -> list[int]:
     """Try each stage, several of them side by side; their exit codes."""
     codes: list[int] = []
     journals = [Journal(store.scratch(key), store.workplace(key)) for key in keys]
-    signal.signal(signal.SIGTERM, lambda *_: [setattr(journal, "stop", True) for journal in journals])
+    signal.signal(signal.SIGTERM, lambda *_: _stop(journals))
     if len(keys) == 1:
         return [_attempt(store, keys[0], journals[0], None)]
     crew = Crew()
@@ -80,6 +80,11 @@ def _attempts(store: Store, keys: Sequence[str]) -> list[int]:
 
     crew.company.play([seat(key, journal) for key, journal in zip(keys, journals, strict=True)])
     return codes
+
+
+def _stop(journals: Sequence[Journal]) -> None:
+    for journal in journals:
+        journal.stop = True
 
 
 def _attempt(store: Store, key: str, journal: Journal, crew: Crew | None) -> int:
@@ -126,7 +131,8 @@ def _settle(numerics: Mapping[str, Any]) -> None:
     torch.set_num_threads(numerics["threads"])
     # An accelerator lacks a deterministic form of some operations: there it is a wish, on a CPU it is the law.
     torch.use_deterministic_algorithms(True, warn_only=numerics["device"] != "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    # Nothing here reads what it has not written. (The name is made by a class behind the module, which mypy cannot see.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
