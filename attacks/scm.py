@@ -1,0 +1,98 @@
+"""Sequence of contrastive models (SCM): Jandial et al., "Distilling the Undistillable: Learning from a Nasty Teacher",
+ECCV 2022."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.api import (
+    Answers,
+    Ask,
+    Attack,
+    Context,
+    KdbenchError,
+    NonNegative,
+    Oracle,
+    Positive,
+    Share,
+    fit,
+    frozen,
+    kl,
+    soften,
+)
+
+from .averager import classes_of
+from .kd import distil
+
+
+@dataclass(frozen=True)
+class SCM(Attack):
+    """Makes models that each know the labels and contradict their predecessor, and distils their mean, peaks averaged out.
+
+    Each model: min CE(z, y) - omega tau^2 KL(softmax(z / tau) || softmax(z_before / tau)), what the Nasty Teacher does
+    to its adversary; before the first comes the victim. Student: KD from q = the mean of the models' softmax(z / T).
+    models: registered networks in order, "" for the student's own. Only the first asks the oracle (queries: as in KD);
+    the models answer for nothing.
+    The official code is not public and the paper's text was not at hand: this is its idea as the abstract has it. tau,
+    omega, T and alpha are an unofficial re-implementation's, for CIFAR-10; that one contradicts once, and distils from
+    there in a chain. The number of models is our choice, and so is that the victim is not in the mean, and that what is
+    averaged are softened probabilities.
+    Departures: a probability below `floor` counts as `floor` in a predecessor's answers (they may withhold classes), which
+    also bounds the KL; where labels are unknown, a predecessor's top answer is the label, and the student learns by the
+    KL alone.
+    """
+
+    needs: ClassVar[Answers] = Answers.TOPK
+    adaptive: ClassVar[bool] = True
+
+    models: tuple[str, ...] = ("", "", "")
+    tau: Positive = 4.0
+    omega: NonNegative = 0.04
+    temperature: Positive = 4.0
+    alpha: Share = 0.9
+    floor: Positive = 1e-7
+    queries: Literal["augmented", "once"] = "augmented"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.models:
+            raise KdbenchError("SCM.models must name at least one network: the student learns from these alone.")
+
+    def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
+        student = ctx.new_student()  # before the models: it starts from the same weights as the student of KD
+        distil(student, self.ensemble(self._sequence(oracle, ctx)), ctx, self.temperature, self.alpha, "augmented")
+        return student
+
+    def networks(self) -> tuple[str, ...]:
+        return tuple(name for name in self.models if name)
+
+    def _sequence(self, oracle: Oracle, ctx: Context) -> list[Ask]:
+        """The contrastive models, trained."""
+        before: Tensor | Ask = oracle(ctx.data.x) if self.queries == "once" else oracle
+        asks: list[Ask] = []
+        for model in [ctx.new_student(name or None) for name in self.models]:
+            fit(model, self.contrast, ctx.data.x, (before, ctx.data.y), ctx)
+            before = frozen(model, ctx)
+            asks.append(before)
+        return asks
+
+    def contrast(self, z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        """What a model minimises, for logits `z` (N,K) and (its predecessor's answers (N,K), labels (N,))."""
+        before, y = target
+        log_q = before.log_softmax(dim=1).clamp_min(math.log(self.floor))
+        contradiction = self.tau**2 * kl(soften(z, self.tau), (log_q / self.tau).log_softmax(dim=1))
+        return F.cross_entropy(z, classes_of(before, y)) - self.omega * contradiction
+
+    def ensemble(self, asks: Sequence[Ask]) -> Ask:
+        """All of `asks` as one: what it answers (N,K), softened at T, is the mean of what they do."""
+
+        def ask(x: Tensor) -> Tensor:
+            q = torch.stack([soften(one(x), self.temperature) for one in asks]).mean(dim=0)
+            return self.temperature * q.log()
+
+        return ask
