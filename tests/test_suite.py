@@ -65,11 +65,11 @@ def test_every_shipped_suite_loads_and_plays_what_it_says(name: str) -> None:
     assert any(choice.method == "none" for choice in suite.defenses)
 
 
-def test_the_default_suite_plays_every_built_in_method() -> None:
-    suite = suites.load("digits")
+def test_every_built_in_method_is_played_by_a_shipped_suite() -> None:
+    shipped = [suites.load(name) for name in suites.shipped()]
     played = {
-        "defense": {choice.method for choice in suite.defenses},
-        "attack": {choice.method for choice in (*suite.attacks, *suite.baselines)},
+        "defense": {choice.method for suite in shipped for choice in suite.defenses},
+        "attack": {choice.method for suite in shipped for choice in (*suite.attacks, *suite.baselines)},
     }
     for kind, names in played.items():
         built_in = {entry.name for entry in registry.entries(kind) if entry.origin.startswith("kdbench ")}
@@ -363,7 +363,7 @@ def test_a_file_or_a_suite_that_does_not_exist_is_named(tmp_path: Path) -> None:
         suites.load(str(tmp_path / "none.toml"))
     with pytest.raises(KdbenchError) as caught:
         suites.load("digitz")
-    assert str(caught.value).startswith("There is no suite 'digitz'. Did you mean 'digits'? Known: digits")
+    assert str(caught.value).startswith("There is no suite 'digitz'. Did you mean 'digits'? Known: adaptive-digits, digits")
     assert str(caught.value).endswith("A path to a .toml file works too.")
 
 
