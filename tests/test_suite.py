@@ -363,7 +363,9 @@ def test_a_file_or_a_suite_that_does_not_exist_is_named(tmp_path: Path) -> None:
         suites.load(str(tmp_path / "none.toml"))
     with pytest.raises(KdbenchError) as caught:
         suites.load("digitz")
-    assert str(caught.value).startswith("There is no suite 'digitz'. Did you mean 'digits'? Known: adaptive-digits, digits")
+    assert str(caught.value).startswith(
+        "There is no suite 'digitz'. Did you mean 'digits'? Known: adaptive-digits, digits"
+    )
     assert str(caught.value).endswith("A path to a .toml file works too.")
 
 
