@@ -139,7 +139,7 @@ def test_every_method_stopped_at_every_checkpoint_leaves_the_same_bits(tmp_path:
     (tmp_path / "methods.toml").write_text(METHODS)
     suite = with_yardstick(load(str(tmp_path / "methods.toml")))
     bench = Bench(Store(tmp_path / "store"), tmp_path)
-    content = bench.publish(data_stage(suite))["content"]
+    content = bench.publish(data_stage(suite.dataset))["content"]
     played = 0
     for stage in make_plan(suite, Numerics(), content).stages.values():
         if stage.kind in ("data", "score") or any(f" from {who}," in stage.label for who in ALIKE):
@@ -154,6 +154,11 @@ def test_every_method_stopped_at_every_checkpoint_leaves_the_same_bits(tmp_path:
 
 
 # Runs of the command line
+
+
+def _as_from_a_terminal() -> None:
+    """Whoever starts these tests in the background hands down a Ctrl-C that is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass
@@ -200,6 +205,7 @@ class Driver:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_as_from_a_terminal,
         )
         return self
 
