@@ -1,10 +1,20 @@
-"""Names -> classes, by entry points. Built-ins enter by the same groups as plugins; each is imported when it is asked for."""
+"""Names -> classes, by entry points. Built-ins enter by the same groups as plugins; each is imported when it is asked for.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache
+A name may carry an argument, `NAME:ARGUMENT`; and `MODULE:CALLABLE` is a network of one's own, registered or not.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache, wraps
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
 
 from kdbench.errors import KdbenchError, unknown
 
@@ -16,25 +26,112 @@ KINDS = {
 }
 
 
+@runtime_checkable
+class Family(Protocol):
+    """Something registered that takes an argument: a class or an object that makes of it what is played with.
+
+    argument: what is to be given, in capitals, as people are shown it: NAME, PATH.
+    """
+
+    argument: str
+
+    def named(self, argument: str) -> Any:
+        """What `NAME:ARGUMENT` stands for. Raises `KdbenchError` when there is no such thing."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A registered name and where it comes from."""
+    """A name and where it comes from. argument: what stands behind the colon, None where there is none."""
 
     kind: str
     name: str
     target: str
     origin: str
     point: EntryPoint
+    argument: str | None = None
 
     def load(self) -> Any:
-        """The class or function. Raises `KdbenchError` naming the entry and the reason when its import fails."""
+        """The class or function; of a family without its argument, the family.
+
+        Raises `KdbenchError` naming the entry and the reason when its import fails or the argument is wrong.
+        """
+        thing = self._imported()
+        if self.argument is None:
+            return thing
+        name = self.name.partition(":")[0]
+        if not isinstance(thing, Family):
+            own = f" A module of your own named '{name}' needs another name." if self.kind == "model" else ""
+            raise KdbenchError(f"The {self.kind} '{name}' takes no argument: '{self.name}' is nothing.{own}")
+        if not self.argument:
+            raise _bare(self.kind, name, thing)
+        return thing.named(self.argument)
+
+    def _imported(self) -> Any:
         try:
             return self.point.load()
         except Exception as error:  # whatever a plugin's import raises, it costs that plugin only
             reason = f"{type(error).__name__}: {error}"
             raise KdbenchError(
-                f"The {self.kind} '{self.name}' of {self.origin} cannot be imported ({reason}).{_cure(error)}"
+                f"The {self.kind} '{self.point.name}' of {self.origin} cannot be imported ({reason}).{_cure(error)}"
             ) from error
+
+
+@dataclass(frozen=True)
+class Own(Entry):
+    """A network that nobody registered: MODULE:CALLABLE, in a module of the current folder or an installed one."""
+
+    def load(self) -> Callable[[tuple[int, int, int], int], Any]:
+        """The person's factory: (shape, classes) -> `torch.nn.Module`.
+
+        Raises `KdbenchError` when there is no such module or nothing of that name in it that can be called.
+        """
+        factory = self._factory()
+        if not callable(factory):
+            raise KdbenchError(
+                f"The model '{self.name}' is of type {type(factory).__name__}, not a function (shape, classes)."
+            )
+
+        @wraps(factory, updated=())
+        def make(shape: tuple[int, int, int], classes: int) -> Any:
+            from torch import nn  # heavy, and there already when a network is made
+
+            network = factory(shape, classes)
+            if not isinstance(network, nn.Module):
+                raise KdbenchError(f"The model '{self.name}' made a {type(network).__name__}, not a torch.nn.Module.")
+            return network
+
+        make.__module__ = self.point.module  # whose source counts, even where it imports the function from elsewhere
+        return make
+
+    def _factory(self) -> Any:
+        module = self._module()
+        found = vars(module)
+        if self.point.attr not in found:
+            made = [name for name, value in found.items() if inspect.getmodule(value) is module and callable(value)]
+            raise unknown("function", self.point.attr, made, f"the module '{self.point.module}' ({module.__file__})")
+        return found[self.point.attr]
+
+    def _module(self) -> ModuleType:
+        name, folder = self.point.module, os.getcwd()
+        # A console script does not have it there. Last: what lies here hides nothing that is installed.
+        if folder not in sys.path:
+            sys.path.append(folder)
+        importlib.invalidate_caches()
+        try:
+            return importlib.import_module(name)
+        except Exception as error:  # whatever the import of somebody's module raises
+            if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+                raise self._homeless(folder) from None
+            reason = f"{type(error).__name__}: {error}"
+            raise KdbenchError(f"The module '{name}' of the model '{self.name}' fails to import ({reason}).") from error
+
+    def _homeless(self, folder: str) -> KdbenchError:
+        near = difflib.get_close_matches(self.point.module, names(self.kind), n=1)
+        guess = f" Did you mean '{near[0]}'?" if near else ""
+        return KdbenchError(
+            f"There is no model '{self.name}': '{self.point.module}' is neither a registered network nor a module in "
+            f"{folder} or an installed one.{guess}"
+        )
 
 
 def names(kind: str) -> list[str]:
@@ -49,16 +146,33 @@ def entries(kind: str) -> list[Entry]:
 
 
 def find(kind: str, name: str) -> Entry:
-    """The registration of `name`; raises `KdbenchError` with the nearest known name."""
+    """The registration of `name`, or of what it says: `NAME:ARGUMENT`, and for networks `MODULE:CALLABLE`.
+
+    Raises `KdbenchError` with the nearest known name. An argument is looked at, so that a wrong one is found here too.
+    """
     found = _entries(kind)
-    if name not in found:
-        raise unknown(kind, name, found)
-    return found[name]
+    head, colon, argument = name.partition(":")
+    if head in found:
+        entry = replace(found[head], name=name, argument=argument) if colon else found[head]
+    elif colon and kind == "model":
+        entry = _own(kind, name)
+    else:
+        raise unknown(kind, head, found)
+    if colon:
+        entry.load()
+    return entry
 
 
 def load(kind: str, name: str) -> Any:
-    """The class or function registered as `name`."""
-    return find(kind, name).load()
+    """The class or function behind `name`. Raises `KdbenchError` for a family whose argument is missing, too."""
+    thing = find(kind, name).load()
+    if isinstance(thing, Family) and ":" not in name:
+        raise _bare(kind, name, thing)
+    return thing
+
+
+def _bare(kind: str, name: str, family: Family) -> KdbenchError:
+    return KdbenchError(f"The {kind} '{name}' needs an argument: {name}:{family.argument}.")
 
 
 @cache
@@ -78,6 +192,12 @@ def unique(kind: str, points: Iterable[EntryPoint]) -> dict[str, Entry]:
                 f"Two distributions register the {kind} '{point.name}': {other.origin} and {origin}. Uninstall one."
             )
     return found
+
+
+def _own(kind: str, name: str) -> Own:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+        raise KdbenchError(f"'{name}' is no name of a network: a module and a function in it are, such as nets:small.")
+    return Own(kind, name, name, "your own code", EntryPoint(name, name, KINDS[kind]))
 
 
 def _cure(error: Exception) -> str:

@@ -12,6 +12,11 @@ from kdbench.game.methods import derive
 from kdbench.zoo.datasets import Blobs
 
 
+def playable(kind: str) -> list[str]:
+    """The registered names that stand for something without an argument."""
+    return [entry.name for entry in registry.entries(kind) if not isinstance(entry.load(), registry.Family)]
+
+
 def blobs() -> Images:
     """Three classes of 1x8x8 images, 96 a split."""
     return Blobs().load(Path())

@@ -185,7 +185,7 @@ def test_a_value_survives_the_trip_through_json(value: Recipe | ThreatModel) -> 
 @pytest.mark.parametrize("kind", ["defense", "attack", "dataset"])
 def test_the_defaults_of_everything_registered_survive_the_trip_through_json(kind: str) -> None:
     for name in registry.names(kind):
-        cls = registry.load(kind, name)
+        cls = registry.find(kind, name).load()
         assert build(cls, json.loads(json.dumps(plain(cls()))), name) == cls()
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from helpers import playable
 from kdbench import registry
 from kdbench.api import seeded
 from kdbench.game.folding import folded
 
-NETWORKS = registry.names("model")
+NETWORKS = playable("model")
 SIDE = 16  # the least that all networks take
 # Norms right after a convolution; of pre-activation blocks (27 in preresnet-56) all but the first norm.
 FOLDED = {"mini-8": 3, "cnn": 3, "resnet-18": 20, "vgg-11": 8, "preresnet-20": 9, "preresnet-56": 54, "wrn-16-1": 6}

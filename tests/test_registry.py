@@ -86,9 +86,12 @@ def test_what_setup_cfg_registers_is_installed(kind: str, name: str, target: str
 
 @pytest.mark.parametrize(("kind", "name", "target"), registered())
 def test_what_is_registered_can_be_imported_and_is_of_its_kind(kind: str, name: str, target: str) -> None:
-    thing = registry.load(kind, name)
+    thing = registry.find(kind, name).load()
     assert target == f"{thing.__module__}:{thing.__name__}", AGAIN
-    if kind == "model":
+    if isinstance(thing, registry.Family):
+        assert thing.__doc__
+        assert thing.__doc__.startswith(f"{name}:{thing.argument} is ")
+    elif kind == "model":
         with torch.device("meta"):  # the large ones take seconds to draw their weights
             assert isinstance(thing((3, 32, 32), 10), nn.Module)
     else:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import blobs, context
+from helpers import blobs, context, playable
 from kdbench import registry
 from kdbench.api import Context, Diverged, Loss, Split, fit
 from kdbench.attacks.kd import kd_loss
@@ -125,7 +125,7 @@ def test_a_stack_leaves_generators_where_they_would_be(data: Split) -> None:
         assert torch.equal(ours.generator.get_state(), theirs.generator.get_state())
 
 
-@pytest.mark.parametrize("name", sorted(registry.names("model")))
+@pytest.mark.parametrize("name", playable("model"))
 def test_each_network_stacks_or_is_left_alone(name: str) -> None:
     members = []
     for seed in range(2):

@@ -19,7 +19,8 @@ REFEREES = ("referee.py", "robustness.py", "sparing.py")
 def source_digest(thing: Any) -> str:
     """Digest of the module that defines `thing` and of the siblings that it imports relatively, directly or not.
 
-    Raises `KdbenchError` when there is no source file: such a method could change without anyone noticing.
+    Modules of the current folder are loose files, which cannot: whatever of that folder they import counts. Raises
+    `KdbenchError` when there is no source file: such a method could change without anyone noticing.
     """
     module = inspect.getmodule(thing)
     if module is None or not getattr(module, "__file__", None):
@@ -50,12 +51,26 @@ def _module_digest(name: str, file: Path) -> str:
 
 def _siblings(name: str, file: Path) -> list[tuple[str, Path]]:
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    loose = _is_loose(name, file)
     found = []
     for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.level:
+        if isinstance(node, ast.ImportFrom) and (node.level or (loose and _lies_here(str(node.module)))):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import) and loose:
+            found += [alias.name for alias in node.names if _lies_here(alias.name)]
     return [(module, path) for module in found if (path := _origin(module))]
+
+
+def _is_loose(name: str, file: Path) -> bool:
+    """Whether a module is found by standing in its folder: somebody's own code."""
+    depth = name.count(".") + (file.name == "__init__.py")
+    return file.resolve().parents[depth] == Path.cwd() and _lies_here(name)
+
+
+def _lies_here(module: str) -> bool:
+    top = module.partition(".")[0]  # asked first: to find a module below a package imports the package
+    return top != "kdbench" and (Path(top).is_dir() or Path(f"{top}.py").is_file())
 
 
 def _origin(module: str) -> Path | None:
