@@ -34,7 +34,8 @@ class KDGrid(Attack):
     own images, a share `held_out` is kept from the candidates, which start from equal weights. The winner (of equals the
     earlier in the grid; by default KD's own settings come first) is trained anew on all images, as long as KD's student,
     so that holding out costs the thief nothing in the end; a grid of one point is KD, bit for bit. Written down:
-    temperature, alpha, and validation_T..._alpha...: each candidate's accuracy on what was held out, 0 if it diverged.
+    chosen_temperature, chosen_alpha, and validation_T..._alpha...: each candidate's accuracy on what was held out, 0 if it
+    diverged.
     Without labels: there is no alpha (as in KD), what is held out is drawn from all images alike, and a candidate's score
     is how often it agrees with the oracle's top answer.
     queries: "once" asks about each image once, for the whole grid; "augmented" asks about every augmented batch of every
@@ -58,8 +59,8 @@ class KDGrid(Attack):
         student = ctx.new_student()
         answers: Tensor | Ask = oracle(ctx.data.x) if self.queries == "once" else oracle
         T, alpha = self._choose(student, answers, ctx)
-        ctx.log("temperature", T)
-        ctx.log("alpha", alpha)
+        ctx.log("chosen_temperature", T)
+        ctx.log("chosen_alpha", alpha)
         fit(student, kd_loss(T, alpha, ctx.data.labelled), ctx.data.x, (answers, ctx.data.y), ctx)
         return student
 

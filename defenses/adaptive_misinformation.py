@@ -26,8 +26,7 @@ class AdaptiveMisinformation(Defense):
     disorder, one for each, drawn once and augmented like the others; a batch is drawn from both kinds at once, as many
     of either on average; f is trained after the victim, not beside it, and so on the final victim's labels of outliers;
     -log(1 - f) is exact, without the code's 1e-7.
-    f is a second network and not part of the deployed one: each service trains its own when it is opened. That costs a
-    training on twice the images, by the owner's recipe, for every theft and every judging.
+    f is a second network beside the deployed one; it costs a training on twice the images, by the owner's recipe.
     """
 
     threshold: Share = 0.5
@@ -44,10 +43,13 @@ class AdaptiveMisinformation(Defense):
         ctx.log("misled", self._misled(twin, ctx.data.x))
         return twin
 
-    def serve(self, model: nn.Module, ctx: Context) -> Service:
+    def companion(self, model: nn.Module, ctx: Context) -> nn.Module:
         liar, strange = ctx.new_student(), outliers(ctx)
         train(liar, wrong, ctx, strange, infer(model, strange).argmax(dim=1))
-        tell, lie = frozen(model, ctx), frozen(liar, ctx)
+        return liar
+
+    def serve(self, model: nn.Module, ctx: Context) -> Service:
+        tell, lie = frozen(model, ctx), frozen(ctx.companion or self.companion(model, ctx), ctx)
         return lambda x: self.mixed(tell(x).log_softmax(dim=1), lie(x).log_softmax(dim=1))
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:

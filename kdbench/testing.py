@@ -9,6 +9,7 @@ Everything runs in seconds on a CPU, on made-up images. A broken law is a `Broke
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,9 +38,10 @@ class BrokenContract(AssertionError):
 def check_defense(defense: Defense) -> None:
     """Check that `defense` keeps the laws of defenses.
 
-    It is a frozen dataclass with defaults that survives a trip through JSON; `harden` returns a network of the victim's
-    architecture and leaves the victim as it was; `serve` answers with normalised log-probabilities, the same ones when
-    asked again (unless declared stateful); equal seeds give equal bits, and torch's global generator is left alone.
+    It is a frozen dataclass with defaults that survives a trip through JSON; `harden` and `companion` return networks
+    of the victim's architecture and leave what they are given as it was; `serve` answers with normalised log-
+    probabilities, the same ones when asked again (unless declared stateful); equal seeds give equal bits, and torch's
+    global generator is left alone.
     """
     _check_value(defense, Defense)
     with _global_randomness_untouched("a defense"):
@@ -152,7 +154,15 @@ def _defend(defense: Defense, seed: int) -> tuple[nn.Module, Service]:
     hardened = defense.harden(victim, _context(data, workshop, "harden"))
     _require(_same(before, _state(victim)), "harden must leave the victim as it was")
     _require(_shapes(hardened) == _shapes(victim), "harden must return a network of the victim's architecture")
-    return hardened, defense.serve(hardened.eval().requires_grad_(False), _context(data, workshop, "serve"))
+    deployed, kept = hardened.eval().requires_grad_(False), _state(hardened)
+    companion = defense.companion(deployed, _context(data, workshop, "equip"))
+    if companion is not None:
+        _require(_shapes(companion) == _shapes(victim), "companion must return a network of the victim's architecture")
+        companion.eval().requires_grad_(False)
+    ctx = replace(_context(data, workshop, "serve"), companion=companion)
+    service = defense.serve(deployed, ctx)
+    _require(_same(kept, _state(hardened)), "companion and serve must leave the model as it was")
+    return hardened, service
 
 
 def _attack(attack: Attack, budget: int | None, served: Meter) -> nn.Module:
@@ -181,7 +191,10 @@ def _workshop(role: str, seed: int) -> Workshop:
 
 def _context(data: Split, workshop: Workshop, role: str) -> Context:
     seed = derive(0, role)
-    return Context(data, RECIPE, "cpu", seed, workshop, torch.Generator().manual_seed(seed), Log())
+    draws = torch.Generator().manual_seed(seed)
+    return Context(
+        data, RECIPE, "cpu", seed, workshop, draws, Log(), public=lambda _: Blobs(300, seed=9).load(Path()).train.x
+    )
 
 
 def _state(model: nn.Module) -> State:

@@ -560,8 +560,8 @@ def test_the_winner_is_the_point_that_did_best_on_what_was_held_out(data: Split,
     numbers = ctx.log.numbers
     scores = {point: numbers["validation_T{:g}_alpha{:g}".format(*point)] for point in GRID.grid(labelled=True)}
     assert len(set(scores.values())) > 1
-    assert (numbers["temperature"], numbers["alpha"]) == max(scores, key=lambda point: scores[point])
-    assert numbers["alpha"] == 0.1  # of a liar, the less the better
+    assert (numbers["chosen_temperature"], numbers["chosen_alpha"]) == max(scores, key=lambda point: scores[point])
+    assert numbers["chosen_alpha"] == 0.1  # of a liar, the less the better
 
 
 def test_without_labels_the_winner_agrees_with_the_oracle(data: Split, victim: nn.Module) -> None:
@@ -570,7 +570,7 @@ def test_without_labels_the_winner_agrees_with_the_oracle(data: Split, victim: n
     numbers = ctx.log.numbers
     assert max(numbers[f"validation_T{T}_alpha1"] for T in (1, 4)) > 0.9  # though every answer is a lie
     assert accuracy(student, replace(data, y=(data.y + 1) % 3)) > 0.9
-    assert numbers["alpha"] == 1.0
+    assert numbers["chosen_alpha"] == 1.0
 
 
 def test_of_equals_the_earlier_wins(data: Split, victim: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -582,14 +582,14 @@ def test_of_equals_the_earlier_wins(data: Split, victim: nn.Module, monkeypatch:
         ctx = context(data, epochs=1)
         KDGrid(temperatures=temperatures, alphas=(0.9,)).steal(oracle_on(victim), ctx)
         assert [ctx.log.numbers[f"validation_T{T:g}_alpha0.9"] for T in temperatures] == pytest.approx([1 / 3, 1 / 3])
-        assert ctx.log.numbers["temperature"] == temperatures[0]
+        assert ctx.log.numbers["chosen_temperature"] == temperatures[0]
 
 
 def test_a_candidate_that_diverges_costs_its_own_point_alone(data: Split, victim: nn.Module) -> None:
     ctx = context(data, epochs=10)
     student = KDGrid(temperatures=(1e30, 4.0), alphas=(0.9,)).steal(oracle_on(victim), ctx)
     assert ctx.log.numbers["validation_T1e+30_alpha0.9"] == 0.0
-    assert ctx.log.numbers["temperature"] == 4.0
+    assert ctx.log.numbers["chosen_temperature"] == 4.0
     assert infer(student, data.x).isfinite().all()
     with pytest.raises(Diverged):
         KDGrid(temperatures=(1e30, 1e31), alphas=(0.9,)).steal(oracle_on(victim), context(data))

@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.error import URLError
 
 import numpy
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import blobs, context
+from helpers import blobs, context, playable
 from kdbench import registry
 from kdbench.api import (
     Answers,
@@ -38,6 +39,9 @@ from kdbench.testing import BrokenContract, check_attack, check_defense
 SMALL: dict[str, dict[str, Any]] = {
     "adversarial-sparse": {"iterations": 2},
     "deep-inversion": {"images": 32, "batch": 16, "iterations": 3, "steps": 2, "competition": 1.0},
+    "denoise": {"examples": 256, "epochs": 5},
+    "dfme": {"queries": 448, "batch": 16, "width": 4, "noise": 8},
+    "knockoff": {"queries": 80, "batch": 32, "clusters": 6, "policy": "adaptive"},
 }
 
 
@@ -58,14 +62,17 @@ def test_every_registered_attack_keeps_the_contract(name: str) -> None:
     check_attack(method("attack", name))
 
 
-@pytest.mark.parametrize("name", registry.names("model"))
+@pytest.mark.parametrize("name", playable("model"))
 def test_every_registered_network_makes_logits_of_images(name: str) -> None:
     network = registry.load("model", name)((3, 32, 32), 10).eval()
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", registry.names("dataset"))
-def test_every_registered_data_set_is_images_with_labels_or_says_where_it_looked(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", playable("dataset"))
+def test_every_registered_data_set_is_images_with_labels_or_says_where_it_looked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)  # a test downloads nothing
     dataset: Dataset = registry.load("dataset", name)()
     try:
         images = dataset.load(tmp_path)
@@ -75,6 +82,10 @@ def test_every_registered_data_set_is_images_with_labels_or_says_where_it_looked
         check_images(images)
         return
     assert str(tmp_path) in missing
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise URLError("no network")
 
 
 def check_images(images: Images) -> None:

@@ -205,7 +205,7 @@ class Driver:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=_as_from_a_terminal,
+            preexec_fn=_as_from_a_terminal,  # noqa: PLW1509 - it takes no lock
         )
         return self
 

@@ -111,7 +111,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which each stage of `many_seeds` is done, with manifests as long as real ones."""
     root, suite = tmp_path_factory.mktemp("finished"), many_seeds()
     Store(root)
-    data = data_stage(suite)
+    data = data_stage(suite.dataset)
     finish(root, data, content="content")
     for key, stage in plan_of(suite).stages.items():
         if key != data.key:

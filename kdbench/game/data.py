@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.game.fields import Checked, Share, Whole
@@ -69,6 +69,26 @@ class Dataset(Checked):
         Raises `KdbenchError` with the expected paths when files are missing.
         """
         raise NotImplementedError
+
+    def fingerprint(self, folder: Path) -> str:
+        """What tells other files from these where the fields do not: for data sets that are not the same for everybody."""
+        return ""
+
+
+def fitted(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Images (N,C,H,W) in [0,1] in another `shape` (C,H,W): resized without aliasing, colours to luminance or grey to RGB.
+
+    Raises `KdbenchError` for a number of channels that is neither 1 nor 3 and not that of the images.
+    """
+    channels, height, width = shape
+    if x.shape[1] != channels:
+        if {x.shape[1], channels} != {1, 3}:
+            raise KdbenchError(f"images of {x.shape[1]} channels cannot be made to have {channels}; 1 and 3 can.")
+        luminance = torch.tensor([0.299, 0.587, 0.114], device=x.device).reshape(1, 3, 1, 1)
+        x = (x * luminance).sum(1, keepdim=True) if channels == 1 else x.expand(-1, 3, -1, -1)
+    if x.shape[2:] != (height, width):
+        x = nn.functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
+    return x.clamp(0, 1).contiguous()
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,11 @@ class Log:
 Precision = Literal["fp32", "bf16"]
 
 
+def no_public(name: str) -> Tensor:
+    """Where no public data set was asked for beforehand, there is none."""
+    raise KdbenchError(f"The public data set '{name}' must be named by the attack's publics().")
+
+
 class NewStudent(Protocol):
     """Makes a fresh network: of this side's own architecture, or of a registered one by name."""
 
@@ -103,7 +108,9 @@ class Context:
     side's architecture (for a defense: the victim's) or of a named one, initialised from the seed and the number of
     calls so far. generator: the only source of randomness, on the device. precision: of forward and backward passes;
     weights, losses and optimisers are always fp32. compile: whether networks are compiled before they are trained or
-    asked. company: whom `fit` hands its work to first, where several stages train their networks together.
+    asked. company: whom `fit` hands its work to first, where several stages train their networks together. public: the
+    training images (N,C,H,W) in [0,1] of a data set that anybody can have, by its name, in the shape of the own images.
+    companion: what `Defense.companion` made, for `serve`; None where it has not been called.
     """
 
     data: Split
@@ -116,6 +123,8 @@ class Context:
     precision: Precision = "fp32"
     compile: bool = False
     company: Callable[[Any], None] | None = None
+    public: Callable[[str], Tensor] = no_public
+    companion: nn.Module | None = None
 
     def training(self, **changes: Any) -> "Context":
         """The same context with some fields of the recipe changed."""
@@ -132,6 +141,13 @@ class Defense(Checked):
     def harden(self, victim: nn.Module, ctx: Context) -> nn.Module:
         """The model to deploy instead of `victim` (training time, once per victim, cached); default: the victim itself."""
         return victim
+
+    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+        """A second network of the victim's architecture that `serve` needs beside `model` (trained once, cached).
+
+        `serve` finds it as `ctx.companion`, in eval mode. Default: there is none.
+        """
+        return None
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
         """The service that answers questions (once per attacker, may keep state); default: log-softmax of the logits."""
@@ -157,6 +173,10 @@ class Attack(Checked):
 
     def networks(self) -> tuple[str, ...]:
         """Registered networks it will ask `ctx.new_student` for, so that a misspelt one is found before any training."""
+        return ()
+
+    def publics(self) -> tuple[str, ...]:
+        """Registered data sets whose images it will ask `ctx.public` for; never the one that the game is about."""
         return ()
 
 

@@ -1,11 +1,15 @@
 """The referee: scores victims and students on images that no player has seen. Accuracies are counts over all."""
 
+import torch
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.game.data import Images, Split
 from kdbench.game.robustness import Evasion, adversarial, at_rest, labels, sensitivity, transfer
 from kdbench.game.threat import Service
+
+REPEATED = 256  # test images whose questions are repeated
+ALIKE = 1e-4  # rounding that may tell two answers to one question apart, as probabilities
 
 
 def judge_victim(model: nn.Module, service: Service, images: Images, evasion: Evasion, seed: int) -> dict[str, float]:
@@ -16,7 +20,9 @@ def judge_victim(model: nn.Module, service: Service, images: Images, evasion: Ev
     scores = {
         "victim_acc": _share(labels(service, images.test.x) == images.test.y),
         "victim_val_acc": _share(labels(service, images.validation.x) == images.validation.y),
+        "victim_parameters": float(parameters(model)),
     }
+    scores |= _answers(model, service, images.test.x)
     return scores | _under_attack("victim", model, images.test, evasion, seed)
 
 
@@ -30,6 +36,7 @@ def judge_student(student: nn.Module, images: Images, evasion: Evasion, seed: in
         scores = {
             "student_acc": _share(predicted == images.test.y),
             "student_val_acc": _share(labels(student, images.validation.x) == images.validation.y),
+            "student_parameters": float(parameters(student)),
         }
     return scores | _under_attack("student", student, images.test, evasion, seed, predicted=predicted)
 
@@ -45,6 +52,29 @@ def compare(student: nn.Module, service: Service, images: Images, evasion: Evasi
     if evasion.level != "none":
         scores["transfer"] = transfer(student, service, images.test, evasion, seed, served=served)
     return scores
+
+
+def parameters(network: nn.Module) -> int:
+    """How many weights a network has that training may change."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _answers(model: nn.Module, service: Service, x: Tensor) -> dict[str, float]:
+    """What is released for images `x` (N,C,H,W), and whether a repeated question gets the same answer.
+
+    entropy: mean, in nats. distortion: mean L1 distance of the answers from the model's own. repeat: share of questions
+    answered alike when they are put once more, in another order.
+    """
+    part = x[:REPEATED]
+    with torch.no_grad(), at_rest(model):
+        first, again = service(part).exp(), service(part.flip(0)).flip(0).exp()
+        own = model(part).softmax(dim=1)
+    alike = (first - again).abs().amax(dim=1) <= ALIKE
+    return {
+        "victim_entropy": float(torch.special.entr(first).sum(dim=1).mean()),
+        "victim_distortion": float((first - own).abs().sum(dim=1).mean()),
+        "victim_repeat": _share(alike),
+    }
 
 
 def _under_attack(

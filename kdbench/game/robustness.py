@@ -31,7 +31,8 @@ DLR_CLASSES = 4  # the targeted DLR loss of AutoAttack divides by a difference o
 class Evasion(Checked):
     """Which adversarial examples a network is judged by, all untargeted, in pixels [0,1].
 
-    level: "none", "fast" (FGSM and PGD), "full" (C&W and AutoAttack too). eps: radius of the L-inf ball of all but C&W.
+    level: "none", "fast" (FGSM and PGD), "more" (C&W and Square too), "full" (AutoAttack too: minutes a network). eps:
+    radius of the L-inf ball of all but C&W.
     pgd_step is a length of its own: a wider ball wants longer steps (eps / 4), or PGD stays short of its edge.
     C&W (L2): `cw_steps` of Adam at `cw_lr` in atanh space on |d|^2 + cw_c max(z_y - max z_other, -cw_kappa), for this
     one c: torchattacks does not search for it, so norms are those of this c and not the smallest there are. In atanh
@@ -40,10 +41,11 @@ class Evasion(Checked):
     AutoAttack: the standard four (APGD-CE, targeted APGD-DLR, targeted FAB, Square) with the published settings, each
     on what the ones before it could not fell; torchattacks' own bundle takes 10 steps instead of 100. It is not the
     original code, makes fewer model calls, and can leave an image standing that the original fells: say so beside
-    published figures. implementation: whose code attacks, for the record.
+    published figures. Square, which needs no gradient, is also tried by itself, with `square_queries`: where it does
+    better than PGD, gradients are masked. implementation: whose code attacks, for the record.
     """
 
-    level: Literal["none", "fast", "full"] = "fast"
+    level: Literal["none", "fast", "more", "full"] = "fast"
     eps: Positive = 8 / 255
     pgd_step: Positive = 2 / 255
     pgd_steps: Count = 20
@@ -56,6 +58,7 @@ class Evasion(Checked):
     autoattack_steps: Count = 100
     autoattack_targets: Count = 9
     autoattack_queries: Count = 5000
+    square_queries: Count = 1000
     implementation: Literal["torchattacks"] = "torchattacks"
 
 
@@ -64,12 +67,12 @@ def adversarial(
 ) -> dict[str, float]:
     """How `model` (images -> logits) bears up under attack with its weights known, by name of metric; {} at level none.
 
-    adv_fgsm, adv_pgd, adv_autoattack: images classified rightly under attack / all images; what is wrong from the start
-    counts as fooled. cw_success: share of the rightly classified images that C&W fells. cw_l2: mean L2 norm of those
-    perturbations. A key is absent where there is nothing to tell: AutoAttack below 4 classes (its loss needs them), the
-    norm when C&W fells nothing, both of C&W when no image is classified rightly. predicted: the labels (N,) that the
-    model gives to `data`, where they are known. Cross-entropy has no gradient left where logits lie 100 apart (nets
-    distilled at a high temperature): FGSM and PGD then find nothing, and level full tells.
+    adv_fgsm, adv_pgd, adv_square, adv_autoattack: images classified rightly under attack / all images; what is wrong
+    from the start counts as fooled. cw_success: share of the rightly classified images that C&W fells. cw_l2: mean L2
+    norm of those perturbations. A key is absent where there is nothing to tell: AutoAttack below 4 classes (its loss
+    needs them), the norm when C&W fells nothing, both of C&W when no image is classified rightly. predicted: the
+    labels (N,) that the model gives to `data`, where they are known. Cross-entropy has no gradient left where logits
+    lie 100 apart (nets distilled at a high temperature): FGSM and PGD then find nothing, and the other levels tell.
 
     Attacks run on a folded copy, in batches, and leave images alone that have clearly fallen. Verdicts are those of
     torchattacks called plainly on all of `data` after the same seed, but for rounding, for random starts on a GPU, and
@@ -80,15 +83,17 @@ def adversarial(
     with at_rest(model):
         right = (labels(model, data.x) if predicted is None else predicted) == data.y
         names = ["adv_fgsm", "adv_pgd"]
+        if evasion.level != "fast":
+            names.append("adv_square")
         if evasion.level == "full" and data.classes >= DLR_CLASSES:
             names.append("adv_autoattack")
         scores = {name: int((right & standing(model, data, evasion, seed, name)).sum()) / len(data) for name in names}
-        return scores | (_carlini_wagner(model, _where(right, data), evasion) if evasion.level == "full" else {})
+        return scores | (_carlini_wagner(model, _where(right, data), evasion) if evasion.level != "fast" else {})
 
 
 def standing(model: nn.Module, data: Split, evasion: Evasion, seed: int, name: str) -> Tensor:
-    """Whether each image of `data` (N,) is still given its label after the attack "adv_fgsm", "adv_pgd" or
-    "adv_autoattack" on all of them. Attacks work on a folded copy; `model` itself is the judge.
+    """Whether each image of `data` (N,) is still given its label after the attack "adv_fgsm", "adv_pgd", "adv_square"
+    or "adv_autoattack" on all of them. Attacks work on a folded copy; `model` itself is the judge.
     """
     evades = _trial(name, _spared(model, data), evasion, data.classes, derive(seed, name))
     with at_rest(model), seeded(derive(seed, name), str(data.x.device)):  # torchattacks draws from the global generator
@@ -154,6 +159,8 @@ def _trial(name: str, network: Spared, evasion: Evasion, classes: int, seed: int
     if name == "adv_pgd":
         spare = network.hunted if evasion.pgd_step <= SHORT * evasion.eps else network.whole
         return [spare(_pgd(network, evasion))]
+    if name == "adv_square":
+        return [_square(network, evasion, evasion.square_queries, seed)]
     return _autoattack(network, evasion, classes, seed)
 
 
@@ -213,12 +220,30 @@ def _autoattack(network: Spared, evasion: Evasion, classes: int, seed: int) -> l
     boundary = torchattacks.FAB(
         network, **steps, alpha_max=0.1, eta=1.05, beta=0.9, multi_targeted=True, n_classes=some
     )
-    square = torchattacks.Square(
-        network, **common, n_queries=evasion.autoattack_queries, p_init=0.8, loss="margin", resc_schedule=False
-    )
     return [
-        network.hunted_by_run(cross_entropy), network.hunted_by_run(targeted), network.whole(boundary), square,
-    ]  # fmt: skip
+        network.hunted_by_run(cross_entropy),
+        network.hunted_by_run(targeted),
+        network.whole(boundary),
+        _square(network, evasion, evasion.autoattack_queries, seed),
+    ]
+
+
+def _square(network: Spared, evasion: Evasion, queries: int, seed: int) -> Evade:
+    import torchattacks
+
+    evade: Evade = torchattacks.Square(
+        network,
+        norm="Linf",
+        eps=evasion.eps,
+        n_queries=queries,
+        n_restarts=1,
+        p_init=0.8,
+        loss="margin",
+        resc_schedule=False,
+        seed=seed,
+        verbose=False,
+    )
+    return evade
 
 
 def _carlini_wagner(model: nn.Module, right: Split, evasion: Evasion) -> dict[str, float]:

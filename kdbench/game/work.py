@@ -129,7 +129,7 @@ class Work:
             return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        _lay_out(self.optimizer)
+        lay_out(self.optimizer)
         self.done = int(state["epochs"])
 
 
@@ -190,7 +190,7 @@ def _resolve(target: Target, images: Tensor, index: Tensor) -> Any:
     return answer.float() if answer.is_floating_point() else answer
 
 
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
     """Give what an optimiser remembers of a weight the weight's layout: fused steps take the two for equal in memory."""
     for weight, memory in optimizer.state.items():
         for name, value in memory.items():

@@ -16,7 +16,14 @@ from kdbench.runner.store import digest, json_digest
 from kdbench.runner.suite import Choice, Suite
 
 SCHEMA = 2
-ROLES = ("train", "harden", "steal", "score", "audit")  # of a cell's stages, in the order in which they can fail
+ROLES = (
+    "train",
+    "harden",
+    "equip",
+    "steal",
+    "score",
+    "audit",
+)  # of a cell's stages, in the order in which they can fail
 Spec = Mapping[str, Any]
 Keys = tuple[str, ...]
 
@@ -155,6 +162,7 @@ class Plan:
     suite: Suite
     numerics: Numerics
     data_digest: str
+    publics: Mapping[str, str] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
     cells: list[PlannedCell] = field(default_factory=list)
 
@@ -164,15 +172,15 @@ class Plan:
         return self.stages.setdefault(stage.key, stage).key
 
 
-def data_stage(suite: Suite) -> Stage:
-    """The stage that decodes the suite's data set: the one that must be done before the rest can be planned."""
-    spec = {"dataset": _method(suite.dataset), "numerics": Numerics()}  # tensors, whatever the run's arithmetic
-    return Stage("data", (Shared(plain(spec)),), f"read {suite.dataset.label}")
+def data_stage(dataset: Choice) -> Stage:
+    """The stage that decodes a data set: it must be done before the rest can be planned."""
+    spec = {"dataset": _method(dataset), "files": dataset.files}
+    return Stage("data", (Shared({**plain(spec), "numerics": plain(Numerics())}),), f"read {dataset.label}")
 
 
-def make_plan(suite: Suite, numerics: Numerics, data_digest: str) -> Plan:
-    """The plan of `suite` on the data set with that digest."""
-    plan = Plan(suite, numerics, data_digest)
+def make_plan(suite: Suite, numerics: Numerics, data_digest: str, publics: Mapping[str, str] | None = None) -> Plan:
+    """The plan of `suite` on the data set with that digest; `publics`: the digests of the public ones, by name."""
+    plan = Plan(suite, numerics, data_digest, publics or {})
     planner = _Planner(plan)
     for student in suite.students:
         for seed in suite.seeds:
@@ -197,7 +205,13 @@ class _Service:
 
     train: str
     key: str
+    companion: str
     part: Part
+
+    @property
+    def keys(self) -> Keys:
+        """As they stand in a cell."""
+        return self.train, self.key, self.companion
 
 
 NOBODY = Shared({"victim": None})
@@ -209,8 +223,10 @@ class _Planner:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.suite = plan, plan.suite
-        data = data_stage(self.suite)
+        data = data_stage(self.suite.dataset)
         plan.stages[data.key] = data
+        self.publics = {choice.label: data_stage(choice) for choice in self.suite.publics}
+        plan.stages |= {stage.key: stage for stage in self.publics.values()}
         common = {
             "data": {"key": data.key, "digest": plan.data_digest},
             "numerics": plain(plan.numerics),
@@ -222,14 +238,19 @@ class _Planner:
         self.recipe = plain(self.suite.victim_recipe)
         self.training = Shared({"network": network(self.suite.victim), "recipe": self.recipe})
         self.hardening = {choice.label: self._hardening(choice) for choice in self.suite.defenses}
+        self.equipping = {choice.label: self._equipping(choice) for choice in self.suite.defenses}
         self.serving = {choice.label: self._serving(choice) for choice in self.suite.defenses}
         players = {choice.label: choice for choice in (*self.suite.baselines, *self.suite.attacks)}.values()
         self.attacks = [self._attack(choice) for choice in players if choice.instance.needs > Answers.NOTHING]
         self.baselines = list(self._baselines([p for p in players if p.instance.needs is Answers.NOTHING]))
 
     def _hardening(self, defense: Choice) -> Part | None:
-        if not hardens(defense.instance):
-            return None
+        return self._training(defense) if hardens(defense.instance) else None
+
+    def _equipping(self, defense: Choice) -> Part | None:
+        return self._training(defense) if equips(defense.instance) else None
+
+    def _training(self, defense: Choice) -> Part:
         recipe = plain(defense.recipe or self.suite.victim_recipe)
         return Shared({"defense": _method(defense), "network": network(self.suite.victim), "recipe": recipe})
 
@@ -245,7 +266,7 @@ class _Planner:
             skipped = f"'{attack.label}' needs {needs}; the suite grants {granted}"
         elif owned.fraction and not threat.data:
             skipped = f"'{attack.label}' needs images of its own; the suite grants none"
-        return _Move(attack, threat, owned, _theft(attack, threat, owned), skipped)
+        return _Move(attack, threat, owned, self._theft(attack, threat, owned), skipped)
 
     def _baselines(self, choices: list[Choice]) -> Iterator[_Move]:
         used = (Owned(), *(attack.owned for attack in self.attacks))
@@ -253,7 +274,14 @@ class _Planner:
         for choice in choices:
             threat = grant(replace(self.suite.threat, answers=Answers.NOTHING, budget=None), choice.instance)
             for owned in parts:
-                yield _Move(choice, threat, owned, _theft(choice, threat, owned))
+                yield _Move(choice, threat, owned, self._theft(choice, threat, owned))
+
+    def _theft(self, attack: Choice, threat: ThreatModel, owned: Owned) -> Part:
+        networks = {name: network(name) for name in attack.instance.networks()}
+        pools = {name: self.publics[name].key for name in attack.instance.publics()}
+        publics = {name: {"key": key, "digest": self.plan.publics[name]} for name, key in pools.items()}
+        fields = {"attack": _method(attack), "threat": plain(threat), "owned": plain(owned), "networks": networks}
+        return Shared({**fields, "publics": publics}, tuple(pools.values()))
 
 
 class _Round:
@@ -263,7 +291,7 @@ class _Round:
         self._planner, self._suite, self._add = planner, planner.suite, planner.plan.add
         self._student, self._seed = student, seed
         self._seeded = Shared({"seed": seed})
-        self._thief = Shared({"network": network(student), "recipe": plain(self._suite.student_recipe)})
+        self._thief = Shared({"network": network(student), "recipe": plain(self._suite.student_recipes[student])})
         self._by = f" by {student}" if len(self._suite.students) > 1 else ""
         self._services: dict[str, _Service] = {}
         self._audits: dict[str, str] = {}
@@ -275,7 +303,7 @@ class _Round:
                 yield self._cell(defense, attack)
         for baseline in self._planner.baselines:
             part = f"{baseline.choice.label} on {_named(baseline.owned)}{self._by}"
-            yield self._planned(None, baseline, ("", "", *self._theft(baseline, NOBODY, part, part)))
+            yield self._planned(None, baseline, ("", "", "", *self._theft(baseline, NOBODY, part, part)))
 
     def _cell(self, defense: Choice, attack: _Move) -> PlannedCell:
         if attack.skipped:
@@ -284,7 +312,7 @@ class _Round:
         service = self._service(defense)
         stolen, judged = f"{label} from {defense.label}{self._by}", f"{label} on {defense.label}{self._by}"
         thefts = self._theft(attack, service.part, stolen, judged)
-        return self._planned(defense, attack, (service.train, service.key, *thefts, self._audit(defense, service)))
+        return self._planned(defense, attack, (*service.keys, *thefts, self._audit(defense, service)))
 
     def _planned(self, defense: Choice | None, move: _Move, keys: Keys) -> PlannedCell:
         armed = bool(keys) and move.threat.answers is Answers.WEIGHTS
@@ -313,8 +341,10 @@ class _Round:
         parts = (self._planner.common, self._planner.training, self._seeded)
         train = self._add("train", parts, f"train the victim, seed {self._seed}")
         key = self._harden(defense, train)
-        named = {"key": key, "seed": self._seed, **self._planner.serving[defense.label]}
-        return _Service(train, key, Shared({"victim": named}, (key,)))
+        companion = self._equip(defense, key)
+        named = {"key": key, "companion": companion, "seed": self._seed, **self._planner.serving[defense.label]}
+        inputs = (key, companion) if companion else (key,)
+        return _Service(train, key, companion, Shared({"victim": named}, inputs))
 
     def _audit(self, defense: Choice, service: _Service) -> str:
         if defense.label not in self._audits:
@@ -328,11 +358,13 @@ class _Round:
         parts = (self._planner.common, Shared({"victim": victim}, (victim,)), hardening, self._seeded)
         return self._add("harden", parts, f"harden by {defense.label}, seed {self._seed}")
 
-
-def _theft(attack: Choice, threat: ThreatModel, owned: Owned) -> Part:
-    networks = {name: network(name) for name in attack.instance.networks()}
-    fields = {"attack": _method(attack), "threat": plain(threat), "owned": plain(owned), "networks": networks}
-    return Shared(fields)
+    def _equip(self, defense: Choice, model: str) -> str:
+        """The stage of what the service needs beside the model; "" where that is nothing."""
+        equipping = self._planner.equipping[defense.label]
+        if not equipping:
+            return ""
+        parts = (self._planner.common, Shared({"victim": model}, (model,)), equipping, self._seeded)
+        return self._add("equip", parts, f"equip {defense.label}, seed {self._seed}")
 
 
 def _named(owned: Owned) -> str:
@@ -358,6 +390,11 @@ def hardens(defense: Defense) -> bool:
 def serves(defense: Defense) -> bool:
     """Whether it acts when answering."""
     return type(defense).serve is not Defense.serve
+
+
+def equips(defense: Defense) -> bool:
+    """Whether it needs a second network to answer."""
+    return type(defense).companion is not Defense.companion
 
 
 def serves_only(defense: Defense) -> bool:

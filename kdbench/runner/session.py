@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from kdbench.board.results import FOLDER, Cell, Status, write
+from kdbench.board.results import FOLDER, Cell, Published, Status, write
 from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain
 from kdbench.game.methods import Precision
@@ -19,7 +19,7 @@ from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.matrix import Outcome, Terms, Watcher, data_digest, force, play
 from kdbench.runner.plan import Numerics, Plan, PlannedCell, data_stage, make_plan, player
 from kdbench.runner.store import Json, Store, replacing, sweep
-from kdbench.runner.suite import Suite
+from kdbench.runner.suite import Choice, Suite
 
 PLAN = "plan.json"
 PICTURES = "pictures"
@@ -48,7 +48,7 @@ class Session:
     """Plans a suite, plays it, and writes its results."""
 
     def __init__(self, suite: Suite, options: Options, watcher: Watcher) -> None:
-        self.suite, self.options, self.watcher = suite, options, watcher
+        self.suite, self.options, self.watcher = suite.stamped(options.data_folder), options, watcher
         self.store = Store(options.store)
         self.jobs = options.jobs or cores()
         self._terms = Terms(str(options.data_folder), options.profile)
@@ -57,10 +57,9 @@ class Session:
         self.numerics = Numerics(device, precision, options.threads, options.compile, options.stack)
 
     def plan(self) -> Plan:
-        """The plan; reads the data set first if the store does not have it."""
-        stage = data_stage(self.suite)
-        content = data_digest(stage, self.store, self._executor(), self.watcher, self._terms)
-        return make_plan(self.suite, self.numerics, content)
+        """The plan; reads the data sets first if the store does not have them."""
+        publics = {choice.label: self._content(choice) for choice in self.suite.publics}
+        return make_plan(self.suite, self.numerics, self._content(self.suite.dataset), publics)
 
     def play(self, plan: Plan) -> Outcome:
         """Do the stages of the plan that are not in the store; what became of them."""
@@ -88,6 +87,9 @@ class Session:
         plan = self.plan()
         return self.record(plan, self.play(plan))
 
+    def _content(self, dataset: Choice) -> str:
+        return data_digest(data_stage(dataset), self.store, self._executor(), self.watcher, self._terms)
+
     def _executor(self) -> LocalExecutor:
         return LocalExecutor(self.store.root, self.jobs)
 
@@ -105,11 +107,11 @@ class _Recorder:
         self._attacks = {choice.label: player(choice) for choice in (*suite.attacks, *suite.baselines)}
         self._protocol = {
             "victim_recipe": plain(suite.victim_recipe),
-            "student_recipe": plain(suite.student_recipe),
             "robustness": plain(suite.evasion),
             "numerics": plain(plan.numerics),
         }
-        self._classes = int(store.manifest(data_stage(suite).key)["metrics"]["classes"])
+        self._recipes = {student: plain(recipe) for student, recipe in suite.student_recipes.items()}
+        self._classes = int(store.manifest(data_stage(suite.dataset).key)["metrics"]["classes"])
 
     def cell(self, planned: PlannedCell) -> Cell:
         """The record of one cell."""
@@ -136,8 +138,10 @@ class _Recorder:
             metrics=_metrics(found),
             seconds={role: round(manifest["seconds"], 3) for role, manifest in found.items()},
             keys=stages,
-            protocol=self._protocol,
+            protocol={**self._protocol, "student_recipe": self._recipes[planned.student]},
             machine=found["score"]["machine"] if found else {},
+            published=self._published(planned),
+            stateful=bool(planned.defense and planned.defense.instance.stateful),
         )
         return replace(cell, pictures=self._copy_pictures(cell, found["steal"])) if found else cell
 
@@ -150,6 +154,12 @@ class _Recorder:
         if planned.bypassed:
             return Status.BYPASSED, "the defense acts only when answering; the attacker has the weights"
         return Status.DONE, ""
+
+    def _published(self, planned: PlannedCell) -> list[Published]:
+        defense = planned.defense.label if planned.defense else ""
+        suite, attack, student = self._plan.suite, planned.attack.label, planned.student
+        said = (figure.of(defense, attack, student, suite.victim) for figure in suite.published)
+        return [words for words in said if words]
 
     def _manifests(self, planned: PlannedCell, stages: Mapping[str, str]) -> dict[str, Json]:
         """The manifests of a cell by role. Those of a victim are kept for the cells of the same round, and no longer."""
@@ -180,7 +190,7 @@ class _Recorder:
 def _metrics(found: Mapping[str, Json]) -> dict[str, float]:
     """The referee's numbers and the query count; what methods wrote down carries the name of its stage."""
     numbers: dict[str, float] = {}
-    for role in ("train", "harden", "steal"):
+    for role in ("train", "harden", "equip", "steal"):
         if role in found and not (role == "harden" and found[role]["kind"] == "train"):
             numbers |= {f"{role}.{name}": value for name, value in found[role]["metrics"].items()}
     if "steal.queries" in numbers:

@@ -1,7 +1,7 @@
 """What each kind of stage does: a pure function of its specification and of the finished stages it names."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from kdbench import registry
 from kdbench.errors import KdbenchError
-from kdbench.game.data import Dataset, Images, Owned, Split
+from kdbench.game.data import Dataset, Images, Owned, Split, fitted
 from kdbench.game.fields import build
-from kdbench.game.methods import Attack, Context, Defense, NewStudent, Recipe, derive, seeded
+from kdbench.game.methods import Attack, Context, Defense, NewStudent, Recipe, derive, no_public, seeded
 from kdbench.game.referee import compare, judge_student, judge_victim
 from kdbench.game.robustness import Evasion
 from kdbench.game.stacking import Company
@@ -74,7 +74,7 @@ def _data(spec: Spec, desk: Desk) -> Numbers:
 
 def _train(spec: Spec, desk: Desk) -> Numbers:
     """Train the victim on hard labels."""
-    data = _images(spec, desk).train
+    data = images_of(spec["data"]["key"], desk).train
     workshop = Workshop.of(spec, desk, data, "victim")
     ctx = _context(spec, desk, data, workshop)
     victim = ctx.new_student()
@@ -85,7 +85,7 @@ def _train(spec: Spec, desk: Desk) -> Numbers:
 
 def _harden(spec: Spec, desk: Desk) -> Numbers:
     """Let a defense make of the victim the model to deploy."""
-    data = _images(spec, desk).train
+    data = images_of(spec["data"]["key"], desk).train
     defense: Defense = _method("defense", spec["defense"])
     workshop = Workshop.of(spec, desk, data, "harden")
     hardened = defense.harden(workshop.load(desk, spec["victim"]), _context(spec, desk, data, workshop))
@@ -93,15 +93,28 @@ def _harden(spec: Spec, desk: Desk) -> Numbers:
     return desk.journal.numbers
 
 
+def _equip(spec: Spec, desk: Desk) -> Numbers:
+    """Let a defense make the network that its service needs beside the model."""
+    data = images_of(spec["data"]["key"], desk).train
+    defense: Defense = _method("defense", spec["defense"])
+    workshop = Workshop.of(spec, desk, data, "equip")
+    whose = f"companion of the defense '{spec['defense']['method']}'"
+    companion = defense.companion(workshop.load(desk, spec["victim"]), _context(spec, desk, data, workshop, "equip"))
+    if companion is None:
+        raise KdbenchError(f"The {whose} must return a network, or not be overridden.")
+    workshop.save(desk, companion, whose)
+    return desk.journal.numbers
+
+
 def _steal(spec: Spec, desk: Desk) -> Numbers:
     """Let an attack make a student, through the oracle and nothing else."""
-    images = _images(spec, desk)
+    images = images_of(spec["data"]["key"], desk)
     attack: Attack = _method("attack", spec["attack"])
     threat = build(ThreatModel, spec["threat"], "threat")
     loot = _loot(images.train, threat, build(Owned, spec["owned"], "owned"), spec["seed"])
     workshop = Workshop.of(spec, desk, loot, "student")
-    ctx = _context(spec, desk, loot, workshop)
-    service, model = _open(spec, desk, images.train, "attacker")
+    ctx = replace(_context(spec, desk, loot, workshop), public=_publics(spec, desk, loot.shape))
+    service, model = open_service(spec, desk, images.train, "attacker")
     oracle = Oracle(service, threat, model, desk.journal.meter)
     student = attack.steal(oracle, ctx)
     workshop.save(desk, student, f"steal of the attack '{spec['attack']['method']}'")
@@ -110,10 +123,10 @@ def _steal(spec: Spec, desk: Desk) -> Numbers:
 
 def _score(spec: Spec, desk: Desk) -> Numbers:
     """Judge a victim, or a student and how it stands to the victim. The thief never touched the service opened here."""
-    images = _images(spec, desk)
+    images = images_of(spec["data"]["key"], desk)
     evasion = build(Evasion, spec["evasion"], "robustness")
     seed = derive(spec["seed"], "referee")
-    service, model = _open(spec, desk, images.train, "public")
+    service, model = open_service(spec, desk, images.train, "public")
     if spec["student"] is None:
         return judge_victim(model, service, images, evasion, seed)
     student = Workshop.of(spec["student"], desk, images.train, "student").load(desk, spec["student"]["key"])
@@ -125,6 +138,7 @@ STAGES: Mapping[str, Callable[[Spec, Desk], Numbers]] = {
     "data": _data,
     "train": _train,
     "harden": _harden,
+    "equip": _equip,
     "steal": _steal,
     "score": _score,
 }
@@ -219,7 +233,7 @@ def _context(spec: Spec, desk: Desk, data: Split, networks: NewStudent, role: st
     )
 
 
-def _open(spec: Spec, desk: Desk, data: Split, client: str) -> tuple[Service, nn.Module]:
+def open_service(spec: Spec, desk: Desk, data: Split, client: str) -> tuple[Service, nn.Module]:
     """The service of a hardened victim for one client, and the model behind it. Without a victim: nothing to ask."""
     victim = spec["victim"]
     if victim is None:
@@ -227,6 +241,8 @@ def _open(spec: Spec, desk: Desk, data: Split, client: str) -> tuple[Service, nn
     workshop = Workshop.of(victim, desk, data, "service")
     model = workshop.load(desk, victim["key"]).requires_grad_(False)
     ctx = _context({**victim, "numerics": spec["numerics"]}, desk, data, workshop, f"service/{client}")
+    if victim["companion"]:
+        ctx = replace(ctx, companion=workshop.load(desk, victim["companion"]).eval().requires_grad_(False))
     defense: Defense = _method("defense", victim["defense"]) if victim["defense"] else Truthful()
     desk.journal.resumable &= not defense.stateful  # what such a service remembers is in no checkpoint
     if desk.crew is None or defense.stateful:
@@ -268,12 +284,23 @@ def _loot(data: Split, threat: ThreatModel, used: Owned, seed: int) -> Split:
     return part if threat.labels else part.without_labels()
 
 
-def _images(spec: Spec, desk: Desk) -> Images:
-    """The data set of a stage, on the device."""
-    tensors = load_tensors(desk.store.path(spec["data"]["key"]) / TENSORS)
+def images_of(key: str, desk: Desk) -> Images:
+    """The data set that the stage `key` decoded, on the device."""
+    tensors = load_tensors(desk.store.path(key) / TENSORS)
     classes = int(tensors["classes"])
     splits = (Split(tensors[f"{name}.x"], tensors[f"{name}.y"], classes).to(desk.device) for name in SPLITS)
     return Images(*splits)
+
+
+def _publics(spec: Spec, desk: Desk, shape: tuple[int, int, int]) -> Callable[[str], Tensor]:
+    """Gives the public data sets of a theft by name, in the shape of the victim's images."""
+
+    def public(name: str) -> Tensor:
+        if name not in spec["publics"]:
+            return no_public(name)
+        return fitted(images_of(spec["publics"][name]["key"], desk).train.x, shape)
+
+    return public
 
 
 def _method(kind: str, spec: Spec) -> Any:

@@ -20,7 +20,7 @@ from typing import IO, Any
 from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain
 
-KINDS = ("data", "train", "harden", "steal", "score")
+KINDS = ("data", "train", "harden", "equip", "steal", "score")
 MANIFEST = "stage.json"
 CLAIM_SECONDS = 300  # a claim without a heartbeat for so long is nobody's
 NAMELESS_SECONDS = 5  # nor is one whose maker died before it had written its name

@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kdbench import registry
+from kdbench.board.results import Published
 from kdbench.errors import KdbenchError, unknown
 from kdbench.game.fields import Checked, Count, Share, Whole, build, hints, plain
 from kdbench.game.methods import Attack, Defense, Recipe
 from kdbench.game.robustness import Evasion
 from kdbench.game.threat import ThreatModel
+from kdbench.runner.sweep import Sweep, spread
 
 Tree = dict[str, Any]
 NO_DEFENSE = "none"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Choice:
     """A method as a benchmark names it: its label, the registered method behind it, and an instance with its fields.
 
     recipe: what a defense changes in the victim's recipe for its own trainings. Attacks change nothing: same thief for all.
+    files: the fingerprint of the files of a data set that is not the same for everybody.
     """
 
     label: str
@@ -33,6 +37,7 @@ class Choice:
     instance: Any
     origin: str
     recipe: Recipe | None = None
+    files: str = ""
 
     @property
     def fields(self) -> Tree:
@@ -58,6 +63,33 @@ class _Rules(Checked):
 
 
 @dataclass(frozen=True)
+class Figure(Checked):
+    """`[[published]]`: an accuracy that a paper reports, of the student of a cell; without an attack, of the victim.
+
+    Without a defense it is a student's that was trained without the victim. evidence: how it is known, as in "code" (the
+    official repository), "paper", "issue" (a thread of its authors), "log" (somebody's run of the official code),
+    "secondary" (quoted elsewhere) or "memory" (read nowhere: shown as unverified, and never a gate).
+    """
+
+    accuracy: Share
+    source: str
+    evidence: Literal["code", "paper", "issue", "log", "secondary", "memory"]
+    defense: str = ""
+    attack: str = ""
+    student: str = ""
+    victim: str = ""
+
+    def of(self, defense: str, attack: str, student: str, victim: str) -> Published | None:
+        """What it says of the cell of these labels, if it is about that."""
+        said = (self.attack, self.student, self.victim)
+        if self.defense != defense or any(
+            a not in ("", b) for a, b in zip(said, (attack, student, victim), strict=True)
+        ):
+            return None
+        return Published("student_acc" if self.attack else "victim_acc", self.accuracy, self.source, self.evidence)
+
+
+@dataclass(frozen=True)
 class _Sides(Checked):
     """`[victim]` and `[student]`: the networks; the recipe stands in a table of its own."""
 
@@ -79,13 +111,22 @@ class Suite:
     victim: str
     victim_recipe: Recipe
     students: tuple[str, ...]
-    student_recipe: Recipe
+    student_recipes: Mapping[str, Recipe]
     defenses: tuple[Choice, ...]
     attacks: tuple[Choice, ...]
     baselines: tuple[Choice, ...]
+    publics: tuple[Choice, ...] = ()
+    published: tuple[Figure, ...] = ()
+
+    def stamped(self, folder: Path) -> "Suite":
+        """The same suite, its data sets stamped with the fingerprint of their files below `folder`."""
+        dataset, *publics = (
+            replace(choice, files=choice.instance.fingerprint(folder)) for choice in (self.dataset, *self.publics)
+        )
+        return replace(self, dataset=dataset, publics=tuple(publics))
 
 
-TABLES = ("dataset", "threat", "victim", "student", "robustness", "defense", "attack")
+TABLES = ("dataset", "threat", "victim", "student", "robustness", "defense", "attack", "sweep", "published")
 
 
 def shipped() -> list[str]:
@@ -150,8 +191,11 @@ class _Reader:
 
     def __init__(self, file: str, text: str, tree: Tree, changed: set[tuple[str, ...]]) -> None:
         self._file, self._text, self._tree, self._changed = file, text, tree, changed
+        self._swept: dict[str, str] = {}
 
     def suite(self) -> Suite:
+        with self._blame("sweep"):
+            self._swept = spread(self._tree, self._list(Sweep, "sweep"))
         rules = self._rules()
         with self._blame("seeds"):
             seeds = _seeds(rules.seeds)
@@ -167,13 +211,32 @@ class _Reader:
             victim=self._victim(),
             victim_recipe=self._table(Recipe, "victim", "recipe"),
             students=self._side("student"),
-            student_recipe=self._table(Recipe, "student", "recipe"),
+            student_recipes=self._student_recipes(),
             defenses=self._choices("defense", "defenses", rules.defenses, Defense),
             attacks=self._choices("attack", "attacks", rules.attacks, Attack),
             baselines=self._choices("attack", "baselines", rules.baselines, Attack),
+            published=tuple(self._list(Figure, "published")),
         )
         self._check_others(suite)
-        return suite
+        return replace(suite, publics=tuple(self._publics(suite)))
+
+    def _publics(self, suite: Suite) -> Iterator[Choice]:
+        """The data sets that thieves draw queries from, each once."""
+        wanted = {name: choice for choice in suite.attacks + suite.baselines for name in choice.instance.publics()}
+        for name, attack in wanted.items():
+            with self._blame("attack", attack.label):
+                if name == suite.dataset.method:
+                    raise KdbenchError(f"attack.{attack.label} draws on '{name}', the data set that the game is about.")
+                entry = registry.find("dataset", name)
+                yield Choice(name, name, build(entry.load(), {}, "dataset"), entry.origin)
+
+    def _list(self, cls: type[T], key: str) -> list[T]:
+        """The tables of an array of tables, such as `[[sweep]]`."""
+        tables = self._tree.get(key, [])
+        with self._blame(key):
+            if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
+                raise KdbenchError(f"'{key}' is written as [[{key}]], once for each.")
+            return [build(cls, table, key) for table in tables]
 
     def _rules(self) -> _Rules:
         known = (*hints(_Rules), *TABLES)
@@ -201,18 +264,36 @@ class _Reader:
 
     def _side(self, side: str) -> tuple[str, ...]:
         table = self._get(side)
-        stray = sorted(set(table) - {"network", "networks", "recipe"})
+        known = ("network", "networks", "recipe", *(["recipes"] if side == "student" else []))
+        stray = sorted(set(table) - set(known))
         with self._blame(side, *stray[:1]):
             if stray:
-                raise unknown("field", stray[0], ("network", "networks", "recipe"), side)
+                raise unknown("field", stray[0], known, side)
         with self._blame(side, self._spelling(side)):
             given = table.get(self._spelling(side))
             if not given:
                 raise KdbenchError(f"{side}.network must name a network, one of {', '.join(registry.names('model'))}.")
             networks = build(_Sides, {"networks": [given] if isinstance(given, str) else given}, side).networks
             for name in networks:
-                registry.find("model", name)
+                registry.load("model", name)
         return networks
+
+    def _student_recipes(self) -> dict[str, Recipe]:
+        """The recipe of each student: `[student.recipe]` with the changes in `[student.recipes.<network>]`.
+
+        Some networks do not learn at the rate of others; whoever steals with one trains it alike.
+        """
+        for name in self._get("student", "recipes"):
+            with self._blame("student", "recipes", name):
+                registry.find("model", name)
+        common = self._get("student", "recipe")
+        self._table(Recipe, "student", "recipe")
+        recipes = {}
+        for name in self._side("student"):
+            with self._blame("student", "recipes", name):
+                changes = self._get("student", "recipes", name)
+                recipes[name] = build(Recipe, {**common, **changes}, f"student.recipes.{name}")
+        return recipes
 
     def _spelling(self, side: str) -> str:
         """Whether the networks of a side stand under `network` or `networks`; what was changed counts."""
@@ -298,6 +379,7 @@ class _Reader:
 
     def _place(self, place: tuple[str, ...]) -> str:
         """File and line of a place, as the beginning of a sentence; empty when it comes from the command line."""
+        place = tuple(self._swept.get(name, name) for name in place)
         written = place in (key for _, key in _keys(self._text))
         made = any(place[: len(change)] == change or change[: len(place)] == place for change in self._changed)
         if place in self._changed or (made and not written):

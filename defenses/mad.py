@@ -1,0 +1,105 @@
+"""MAD, maximising angular deviation: Orekondy et al., "Prediction Poisoning: Towards Defenses Against DNN Model Stealing
+Attacks", ICLR 2020, arXiv 1906.10908."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.api import Context, Defense, NonNegative, Service, frozen
+
+from ._ball import crowned, room, truth
+
+FEW = 10  # classes up to which all extreme points are tried
+TRIES = 1024  # extreme points tried above that
+SHORT = 1e-12  # a gradient whose square is less has no direction
+
+
+@dataclass(frozen=True)
+class MAD(Defense):
+    """Moves each answer, as far as epsilon lets it, towards one that turns the gradient of whoever learns from it.
+
+    max || G^T y' / |G^T y'| - G^T y / |G^T y| ||^2 such that |y' - y|_1 <= epsilon, where row k of G is the gradient of
+    -log p_k in the weights of the last layer of a surrogate thief: a fresh network, left as it is, as the official code
+    has it (learning rate 0). y* is the best extreme point of the simplex, and y' lies on the way from y to it, as far
+    out as is allowed. With keep_argmax y* is the best among the answers spread evenly over a set of classes, the label
+    one of them: all such sets for up to 10 classes; above, sets grown from the label, each time by the class that turns
+    the most, until 1024 have been tried. Default: the budget that ModelGuard's code plays, which keeps the label: when
+    it may go, so large a budget is enough to move it from every answer.
+
+    A fresh network says nearly the same of all classes, and the even answer over all of them is where the gradient of
+    such a surrogate points elsewhere. So with keep_argmax answers are often no more than flattened, as in the code.
+
+    What is computed: row k of G is (p - e_k) h^T for features h, so that these cancel in the angle, and it is that between
+    p - y' and p - y. It is the official one for all networks whose last layer is linear, or else that in their logits.
+    Departures: y* always maximises the angle, where the code's own default is the plain distance |G^T (y* - y)| (its
+    flag objmax, which ModelGuard sets); the code leads the label by 1e-5 in y*, here by one step of float32 in y'; above
+    10 classes the label alone is tried too; what rounding may add to the distance is taken off epsilon (2e-6).
+    """
+
+    epsilon: NonNegative = 1.0
+    keep_argmax: bool = False
+
+    def serve(self, model: nn.Module, ctx: Context) -> Service:
+        ask, surrogate = frozen(model, ctx), frozen(ctx.new_student(), ctx)
+        return lambda x: self.perturbed(ask(x), truth(surrogate(x)))
+
+    def perturbed(self, z: Tensor, guess: Tensor) -> Tensor:
+        """Log-probabilities of y' (N,K) from the victim's logits `z` and the surrogate's probabilities (N,K)."""
+        y, top = truth(z), z.argmax(dim=1, keepdim=True)
+        extreme = self.extreme(y, guess, top)
+        distance = (extreme - y).abs().sum(dim=1, keepdim=True)
+        share = (room(self.epsilon) / distance.clamp_min(SHORT)).clamp_max(1)
+        log_p = ((1 - share) * y + share * extreme).log().to(z.dtype)
+        return crowned(log_p, top) if self.keep_argmax else log_p
+
+    def extreme(self, y: Tensor, guess: Tensor, top: Tensor) -> Tensor:
+        """y* (N,K) for answers `y` (N,K) with labels `top` (N,1) and the surrogate's probabilities (N,K), in float64."""
+        turn = Turn(y, guess)
+        if not self.keep_argmax:
+            return F.one_hot(turn.cosine(turn.pull, guess, 1).argmin(dim=1), y.shape[1]).to(y.dtype)
+        chosen = tried(turn, top) if y.shape[1] <= FEW else grown(turn, top)
+        return chosen / chosen.sum(dim=1, keepdim=True)
+
+
+class Turn:
+    """Which way answers pull a surrogate that now says `guess` (N,K), beside the way that `y` (N,K) pulls it."""
+
+    def __init__(self, y: Tensor, guess: Tensor) -> None:
+        self.guess, self.pull = guess, F.normalize(guess - y, dim=1)
+        self._along = (guess * self.pull).sum(dim=1, keepdim=True)
+        self._square = guess.square().sum(dim=1, keepdim=True)
+
+    def cosine(self, pull: Tensor, guess: Tensor, size: Tensor | int) -> Tensor:
+        """Cosine between p - y' and p - y, for y' spread evenly over `size` classes; `pull`, `guess`: sums over these."""
+        square = self._square + (1 - 2 * guess) / size
+        cosine = (self._along - pull / size) / square.clamp_min(SHORT).sqrt()
+        # Sums are rounded otherwise in other batches: what is a tie for one image shall be one in all of them.
+        return cosine.round(decimals=9)
+
+
+def tried(turn: Turn, top: Tensor) -> Tensor:
+    """The best of all sets of classes that hold `top` (N,1), as zeros and ones (N,K)."""
+    classes = turn.guess.shape[1]
+    bits = torch.arange(1, 2**classes, device=top.device)[:, None] >> torch.arange(classes, device=top.device)
+    sets = (bits & 1).to(turn.guess.dtype)
+    cosine = turn.cosine(turn.pull @ sets.T, turn.guess @ sets.T, sets.sum(dim=1))
+    lacking = sets.T[top[:, 0]] == 0
+    return sets[cosine.masked_fill(lacking, torch.inf).argmin(dim=1)]
+
+
+def grown(turn: Turn, top: Tensor) -> Tensor:
+    """A good set of classes that holds `top` (N,1), as zeros and ones (N,K): the best on the way of a greedy search."""
+    classes, count, size = turn.guess.shape[1], 1, 1
+    chosen = best = torch.zeros_like(turn.guess).scatter(1, top, 1.0)
+    pull, guess = turn.pull.gather(1, top), turn.guess.gather(1, top)
+    least = turn.cosine(pull, guess, 1)
+    while size < classes and count < TRIES:
+        count, size = count + classes - size, size + 1
+        cosine = turn.cosine(pull + turn.pull, guess + turn.guess, size).masked_fill(chosen > 0, torch.inf)
+        cosine, added = cosine.min(dim=1, keepdim=True)
+        chosen = chosen.scatter(1, added, 1.0)
+        pull, guess = pull + turn.pull.gather(1, added), guess + turn.guess.gather(1, added)
+        best, least = torch.where(cosine < least, chosen, best), torch.minimum(cosine, least)
+    return best
