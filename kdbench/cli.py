@@ -76,7 +76,9 @@ _selection = _options(
     click.option("--dataset", help="Play on this data set."),
     click.option("--student", multiple=True, help="Steal with this network (repeatable)."),
     click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds."),
-    click.option("--robustness", type=click.Choice(["none", "fast", "full"]), help="How much evasion to measure."),
+    click.option(
+        "--robustness", type=click.Choice(["none", "fast", "more", "full"]), help="How much evasion to measure."
+    ),
     click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of forward and backward passes."),
     click.option(
         "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change a field, e.g. attack.kd.temperature=20."
@@ -174,11 +176,30 @@ def leaderboard(folder: Path, format_: str) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-def plot(folder: Path) -> None:
-    """Draw the plots of a results FOLDER again."""
-    from kdbench.board import plots
+@click.option(
+    "--figure",
+    "figures",
+    multiple=True,
+    metavar="NAME",
+    help="Draw this only: answers, features, inverted, or the name of a plot (repeatable).",
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    envvar="KDBENCH_STORE",
+    help="Where the networks of such figures lie; default: where the run had them.",
+)
+def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
+    """Draw the plots of a results FOLDER again, or figures that need the networks of its run."""
+    if figures:
+        from kdbench.runner import exhibits
 
-    for path in plots.draw(folder, force=True):
+        drawn = exhibits.draw(folder, figures, store)
+    else:
+        from kdbench.board import plots
+
+        drawn = plots.draw(folder, force=True)
+    for path in drawn:
         click.echo(path)
 
 

@@ -1,13 +1,18 @@
 """The accuracy board: who keeps what from thieves."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kdbench.board.flags import MEANING, flags
+from kdbench.board.published import NOTE as PUBLISHED_NOTE
+from kdbench.board.published import published
 from kdbench.board.results import Cell, Status
 from kdbench.board.scores import NO_VICTIM, Entry, Match, Standing, Standings, facts, standings
 from kdbench.board.tables import Board, Column, Kind, Row, Table, interval_note, text
 
+CHOSEN = "steal.chosen_"  # what an attack writes down of its own choices
 BEST, NOT_BETTER = "▲", "°"
 
 _STUDENT = Column("student", "Student", Kind.TEXT, "the student's network", shown=False)
@@ -58,11 +63,13 @@ _RANKING = (
     _METHOD,
     Column("standing", "Standing", Kind.TEXT, "ranked, unranked, or lossy: outside the tolerance", shown=False),
     Column("best_response", "Best response", Kind.TEXT, "the attack with the highest mean validation accuracy", 1),
+    Column("parameters", "Its parameters", Kind.TEXT, "what the winning attack was played with, or chose by seed", 6),
     _STOLEN,
     _PROTECTION,
     _UTILITY_LOSS,
     *_GAINS,
     _N,
+    Column("flags", "Flags", Kind.TEXT, "automatic warnings, explained below", 2),
     Column("marks", "Marks", Kind.TEXT, "unexamined (no adaptive attack was scored), and cells without a score"),
 )
 _ATTACKS = (
@@ -112,6 +119,9 @@ def accuracy_board(cells: Iterable[Cell]) -> Board:
 
 def _student_tables(found: Standings) -> list[Table]:
     tables = [_ranking(found), _cross(found)]
+    beside = published(found)
+    if beside.rows:
+        tables.append(beside)
     if found.baselines:
         rows = [_baseline_row(found, match) for match in found.baselines]
         tables.append(Table("baselines", "Without the victim", found.student, _BASELINES, rows, {}))
@@ -143,11 +153,30 @@ def _entry_row(found: Standings, entry: Entry) -> Row:
         "method": entry.defense.method,
         "standing": entry.standing.value,
         "best_response": entry.best.attack.label if entry.best else None,
+        "parameters": _parameters(entry.best) if entry.best else None,
         "protection": entry.protection,
         "utility_loss": entry.utility_loss,
         "n": n.n if n else None,
+        "flags": "; ".join(flags(found, entry.defense, entry.best)),
         "marks": "; ".join(entry.marks),
     }
+
+
+def _parameters(match: Match) -> str:
+    """The fields of an attack; those that it chose for itself as it chose them with each seed."""
+    choices: dict[str, list[str]] = defaultdict(list)
+    for cell in match.cells:
+        for name, value in cell.metrics.items():
+            if name.startswith(CHOSEN):
+                choices[name.removeprefix(CHOSEN)].append(f"{value:g}")
+    chosen = [f"{name} {', '.join(values)} (chosen by seed)" for name, values in choices.items()]
+    grids = {f"{name}s" for name in choices}
+    fields = {name: value for name, value in match.attack.fields.items() if name not in grids}
+    return "; ".join([*chosen, *(f"{name} {_plain(value)}" for name, value in fields.items())])
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _scores(found: Standings, match: Match) -> dict[str, Any]:
@@ -248,6 +277,10 @@ def _notes(found: Sequence[Standings], about: dict[str, Any]) -> list[str]:
         notes.append(_BYPASSED_NOTE)
     if "unexamined" in marks:
         notes.append(_UNEXAMINED_NOTE)
+    raised = {flag for s in found for entry in s.entries() for flag in flags(s, entry.defense, entry.best)}
+    notes += [f"Flag '{name}': {words}." for name, words in MEANING.items() if any(f.startswith(name) for f in raised)]
+    if any(published(student).rows for student in found):
+        notes.append(PUBLISHED_NOTE)
     return notes
 
 

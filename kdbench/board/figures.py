@@ -386,6 +386,13 @@ def _of_thief(found: Standings, defense: str, evasion: str) -> Estimate | None:
     return match.mean(f"{STUDENT}_adv_{evasion}") if match else None
 
 
+def chart(width: float, height: float, labels: Iterable[str], found: Standings, title: str, note: str) -> "Figure":
+    """An empty figure for axes of `width` x `height` inches beside a legend of `labels`, with its head."""
+    figure = _figure(width, height, labels, tilted=False)
+    _head(figure, found, title, note)
+    return figure
+
+
 def _figure(width: float, height: float, labels: Iterable[str], tilted: bool = True) -> "Figure":
     """A figure with room for a map or a chart of `width` x `height` inches, its labels, and its head."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

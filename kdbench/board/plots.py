@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import kdbench
-from kdbench.board import figures, results
+from kdbench.board import curves, figures, results
 from kdbench.board.results import Cell
 from kdbench.board.scores import Standings, standings
+from kdbench.board.sweeps import sweeps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,12 @@ class Plot:
 def plots(cells: Iterable[Cell]) -> list[Plot]:
     """The plots that these cells have numbers for, the students in order. Raises as `accuracy_board`."""
     found = standings(cells)
-    return [plot for student in found for plot in _plots(student, len(found) > 1)]
+    drawn = [plot for student in found for plot in _plots(student, len(found) > 1)]
+    if curves.has_sizes(found):
+        drawn.append(
+            Plot("students", "Students smaller and larger than the victim", partial(curves.student_sizes, found))
+        )
+    return drawn
 
 
 def draw(folder: Path, force: bool = False) -> list[Path]:
@@ -48,7 +54,7 @@ def draw(folder: Path, force: bool = False) -> list[Path]:
         return paths
     (folder / FOLDER).mkdir(exist_ok=True)
     for plot in wanted:
-        _save(plot, folder / FOLDER)
+        save(plot, folder / FOLDER)
     for name in set(_state(folder)[1:]) - {path.name for path in paths}:
         (folder / FOLDER / name).unlink(missing_ok=True)  # drawn from cells that are no longer there
     results.write_text(folder / FOLDER / DIGEST, "\n".join([digest, *(path.name for path in paths)]) + "\n")
@@ -57,23 +63,32 @@ def draw(folder: Path, force: bool = False) -> list[Path]:
 
 def _plots(found: Standings, several: bool) -> list[Plot]:
     suffix = f"-{found.student.replace(':', '-').replace('/', '-')}" if several else ""
-    return [
+    drawn = [
         Plot(f"{name}{suffix}", caption, partial(make, found))
         for name, (caption, has_numbers, make) in _KINDS.items()
         if has_numbers(found)
     ]
+    for role, players, make in (
+        ("defense", found.defenses, curves.of_defense),
+        ("attack", found.attacks, curves.of_attack),
+    ):
+        for swept in sweeps(role, players):
+            caption = f"{swept.method} along {swept.field}"
+            drawn.append(Plot(f"{swept.name}{suffix}", caption, partial(make, found, swept)))
+    return drawn
 
 
 _KINDS: Mapping[str, tuple[str, Callable[[Standings], bool], Callable[[Standings], "Figure"]]] = {
     "stolen-accuracy": ("Stolen accuracy, defense against attack", figures.has_thefts, figures.stolen_accuracy),
     "protection": ("Protection by each defense", figures.has_protections, figures.protection),
     "trade-off": ("What protection costs", figures.has_protections, figures.trade_off),
+    "queries": ("Stolen accuracy against queries", curves.has_query_counts, curves.query_efficiency),
     "adversarial-accuracy": ("Adversarial accuracy", figures.has_evasions, figures.adversarial_accuracy),
     "transfer": ("Transfer from student to victim", figures.has_transfers, figures.transfer),
 }
 
 
-def _save(plot: Plot, folder: Path) -> None:
+def save(plot: Plot, folder: Path) -> None:
     from matplotlib import style
 
     with style.context(["default", figures.STYLE]):  # whatever the user's own matplotlibrc says

@@ -144,12 +144,16 @@ def _costs(cells: Sequence[Cell]) -> list[str]:
     by_attack = _by(cells, "steal", lambda cell: cell.attack.label)
     queries = _queries(cells)
     attacks = [[label, cost, queries.get(label, "–")] for label, cost in by_attack.items()]
-    by_defense = _by(cells, "harden", lambda cell: cell.defense.label if cell.defense else "")
+    hardened, equipped = (
+        _by(cells, kind, lambda cell: cell.defense.label if cell.defense else "") for kind in ("harden", "equip")
+    )
     parts = ["## Cost"]
     parts += [grid(["Stage", "n", "Seconds in all", "Mean seconds"], rows, right={1, 2, 3})] if rows else []
     parts += [grid(["Attack", "Mean seconds to steal", "Mean queries"], attacks, right={1, 2})] if attacks else []
-    defenses = [[label, cost] for label, cost in by_defense.items()]
-    parts += [grid(["Defense", "Mean seconds to harden"], defenses, right={1})] if defenses else []
+    trained = sorted(hardened.keys() | equipped.keys())
+    defenses = [[label, hardened.get(label, "–"), equipped.get(label, "–")] for label in trained]
+    head = ["Defense", "Mean seconds to harden", "Mean seconds to equip its service"]
+    parts += [grid(head, defenses, right={1, 2})] if defenses else []
     return parts if len(parts) > 1 else []
 
 

@@ -25,6 +25,16 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a paper says of a metric: its value, where it stands, and the evidence for it ("memory": unverified)."""
+
+    metric: str
+    value: float
+    source: str
+    evidence: str
+
+
+@dataclass(frozen=True)
 class Player:
     """A method in a cell: its label in the benchmark file, the registered method behind it, and its fields.
 
@@ -43,7 +53,9 @@ class Cell:
     """One defense against one attack by one student with one seed; without a defense it is a baseline.
 
     metrics: fractions, counts and norms under the names of `METRICS`; seconds: by stage kind; owned: the part of the
-    training data that the thief used (fraction, seed). Accuracies are counts over all images of a split, as fractions.
+    training data that the thief used (fraction, seed); published: what papers say of this cell; stateful: whether the
+    defense declares that answers may depend on what was asked before. Accuracies are counts over all images of a
+    split, as fractions.
     """
 
     suite: str
@@ -67,6 +79,8 @@ class Cell:
     pictures: list[str] = field(default_factory=list)
     protocol: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
+    published: list[Published] = field(default_factory=list)
+    stateful: bool = False
     schema: int = SCHEMA
 
     @property
@@ -86,12 +100,16 @@ def cell_name(defense: str | None, attack: str, student: str, seed: int, fractio
 METRICS = {
     "victim_acc": "test accuracy of the victim as served to the public",
     "victim_val_acc": "the same on validation data",
+    "victim_parameters": "weights of the victim (likewise student_*)",
+    "victim_entropy": "mean entropy of the served answers to test images, in nats",
+    "victim_distortion": "mean L1 distance of the served answers from the hardened model's own",
+    "victim_repeat": "share of questions that get the same answer when they are put again",
     "student_acc": "test accuracy of the student",
     "student_val_acc": "the same on validation data",
     "agreement": "share of test images on which student and served victim give the same label",
     "queries": "images that the oracle answered",
     "transfer": "share of adversarial examples made on the student that fool the victim as served",
-    "victim_adv_fgsm": "adversarial accuracy of the hardened model under FGSM (likewise pgd, autoattack; student_adv_*)",
+    "victim_adv_fgsm": "adversarial accuracy of the hardened model under FGSM (likewise pgd, square, autoattack; student_adv_*)",
     "victim_cw_success": "share of rightly classified images that C&W (L2) fells (likewise student_*)",
     "victim_cw_l2": "mean L2 norm of the successful C&W perturbations, pixels in [0,1] (likewise student_*)",
     "victim_sensitivity": "mean |d(sum of logits)/d(pixel)| over the test images (likewise student_*)",

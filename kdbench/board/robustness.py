@@ -10,7 +10,7 @@ from kdbench.board.tables import Board, Column, Kind, Table, interval_note
 
 VICTIM, STUDENT = "victim", "student"
 
-_TITLES = {"fgsm": "FGSM", "pgd": "PGD", "autoattack": "AutoAttack"}
+_TITLES = {"fgsm": "FGSM", "pgd": "PGD", "square": "Square", "autoattack": "AutoAttack"}
 _MORE = {
     "cw_success": ("C&W success (%)", Kind.SHARE, "share of rightly classified images that C&W (L2) fells"),
     "cw_l2": ("C&W L2", Kind.NORM, "mean L2 norm of the successful C&W perturbations, pixels in [0,1]"),

@@ -1,0 +1,91 @@
+"""Automatic warnings: what a number on the board does not say by itself, as AutoAttack warns about evasion."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from kdbench.board.intervals import BySeed, Estimate, estimate, paired
+from kdbench.board.results import Cell, Player
+from kdbench.board.scores import LABELS_ONLY, REFERENCE, Match, Standings, victim_by_seed
+
+LABELS, LOSSY, FICKLE, MASKED, STOLEN = "labels suffice", "too lossy", "fickle", "masked gradients", "still stolen"
+ALIKE = 0.99  # share of repeated questions that must get the same answer; rounding may move one that stands on an edge
+WHITE_BOX = "victim_adv_pgd"
+
+MEANING: Mapping[str, str] = {
+    LABELS: "the best response looks at top-1 answers only: whatever the defense does to the rest, it does not matter",
+    LOSSY: "the accuracy as served lies below what the tolerance allows",
+    FICKLE: "repeated questions get other answers, though the defense does not declare that it keeps state",
+    MASKED: "an attack that needs no gradient of the victim, or a weaker one, beats PGD on it: its gradients are masked, "
+    "and adversarial accuracy says little",
+    STOLEN: "the best response gains more than the thief could alone, by an interval wholly above 0",
+}
+
+
+def flags(found: Standings, defense: Player, best: Match | None) -> tuple[str, ...]:
+    """What to warn of in `defense`; `best`: the best response to it."""
+    raised = [name for name, holds in _FLAGS.items() if holds(found, defense, best)]
+    return tuple(f"{name} ({', '.join(_masks(found, defense))})" if name == MASKED else name for name in raised)
+
+
+def _labels_suffice(found: Standings, defense: Player, best: Match | None) -> bool:
+    return best is not None and best.attack.method == LABELS_ONLY
+
+
+def _too_lossy(found: Standings, defense: Player, best: Match | None) -> bool:
+    loss = found.utility_loss(defense.label)
+    return loss is not None and loss.mean > found.tolerance
+
+
+def _fickle(found: Standings, defense: Player, best: Match | None) -> bool:
+    cells = _cells(found, defense)
+    repeats = victim_by_seed(cells, "victim_repeat").values()
+    return any(share < ALIKE for share in repeats) and not any(cell.stateful for cell in cells)
+
+
+def _masked(found: Standings, defense: Player, best: Match | None) -> bool:
+    return bool(_masks(found, defense))
+
+
+def _still_stolen(found: Standings, defense: Player, best: Match | None) -> bool:
+    gain = found.net_gain(best) if best and defense.method != REFERENCE else None
+    return gain is not None and _surely_above(gain)
+
+
+_FLAGS: Mapping[str, Callable[[Standings, Player, Match | None], bool]] = {
+    LABELS: _labels_suffice,
+    LOSSY: _too_lossy,
+    FICKLE: _fickle,
+    MASKED: _masked,
+    STOLEN: _still_stolen,
+}
+
+
+def _masks(found: Standings, defense: Player) -> list[str]:
+    """The attacks that ought to do worse than PGD with the weights known, and do better."""
+    cells = _cells(found, defense)
+    white_box = victim_by_seed(cells, WHITE_BOX)
+    return [name for name, left in _weaker(found, defense, cells) if _beats(left, white_box)]
+
+
+def _weaker(found: Standings, defense: Player, cells: Sequence[Cell]) -> Iterator[tuple[str, BySeed]]:
+    """Accuracy left by each attack that is weaker by nature: one step, no gradient, somebody else's gradient."""
+    yield "FGSM", victim_by_seed(cells, "victim_adv_fgsm")
+    yield "Square", victim_by_seed(cells, "victim_adv_square")
+    served = victim_by_seed(cells, "victim_acc")
+    for match in found.against(defense.label):
+        fooled = match.by_seed("transfer")
+        left = {seed: served[seed] * (1 - share) for seed, share in fooled.items() if seed in served}
+        yield f"transfer from {match.attack.label}", left
+
+
+def _beats(left: BySeed, white_box: BySeed) -> bool:
+    lead = estimate(paired(white_box, left))
+    return lead is not None and _surely_above(lead)
+
+
+def _surely_above(value: Estimate) -> bool:
+    """One seed proves nothing."""
+    return value.half is not None and value.low > 0
+
+
+def _cells(found: Standings, defense: Player) -> list[Cell]:
+    return [cell for match in found.against(defense.label) for cell in match.cells]

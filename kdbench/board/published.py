@@ -1,0 +1,50 @@
+"""Ours beside theirs: a table of the figures that papers give for what was played."""
+
+from dataclasses import replace
+
+from kdbench.board.intervals import Estimate, estimate
+from kdbench.board.scores import NO_VICTIM, Match, Standings, victim_by_seed
+from kdbench.board.tables import Column, Kind, Row, Table
+
+UNVERIFIED = "unverified"
+OF_VICTIM = "victim_acc"
+NOTE = (
+    "Published figures were mostly chosen by best test epoch with one seed; ours are of the last epoch. "
+    f"'{UNVERIFIED}': the figure was not found in a source that could be read."
+)
+
+_COLUMNS = (
+    Column("student", "Student", Kind.TEXT, "the student's network", shown=False),
+    Column("defense", "Defense", Kind.TEXT, "the defense's label in the benchmark"),
+    Column("attack", "Attack", Kind.TEXT, "the attack's label in the benchmark, or the victim itself"),
+    Column("ours", "Ours (%)", Kind.SHARE, "test accuracy in this run"),
+    Column("theirs", "Published (%)", Kind.SHARE, "the accuracy that the source gives"),
+    Column("difference", "Difference (points)", Kind.DIFFERENCE, "ours minus theirs"),
+    Column("evidence", "Evidence", Kind.TEXT, "how the published figure is known"),
+    Column("source", "Source", Kind.TEXT, "where it stands"),
+)
+
+
+def published(found: Standings) -> Table:
+    """Each published figure once; no rows where papers say nothing."""
+    rows: dict[tuple[str, str, str], Row] = {}
+    for match in [*found.matches.values(), *found.baselines]:
+        for said in match.cells[0].published:
+            about = match.defense.label if match.defense else NO_VICTIM
+            attack = "the victim" if said.metric == OF_VICTIM else match.attack.label
+            ours = _ours(match, said.metric)
+            rows[about, attack, said.source] = {
+                "student": found.student,
+                "defense": about,
+                "attack": attack,
+                "ours": ours,
+                "theirs": Estimate(said.value, None, 1),
+                "difference": replace(ours, mean=ours.mean - said.value) if ours else None,
+                "evidence": UNVERIFIED if said.evidence == "memory" else said.evidence,
+                "source": said.source,
+            }
+    return Table("published", "Beside published figures", found.student, _COLUMNS, list(rows.values()), {})
+
+
+def _ours(match: Match, metric: str) -> Estimate | None:
+    return estimate(victim_by_seed(match.cells, metric)) if metric == OF_VICTIM else match.mean(metric)

@@ -1,0 +1,350 @@
+"""Figures out of the store: what they draw is what the victims say, hold and leak, and they leave the store alone."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+from helpers import context
+from kdbench import registry
+from kdbench.api import KdbenchError, Split
+from kdbench.board import exhibits as board
+from kdbench.board.exhibits import Maps, Pair, Replies, Sheets
+from kdbench.board.results import Cell, Player
+from kdbench.cli import main
+from kdbench.defenses.stingy import Stingy
+from kdbench.runner import exhibits
+from kdbench.runner.checkpoint import load_tensors, load_weights
+from kdbench.runner.exhibits import FIGURES, Gallery, penultimate
+from kdbench.runner.journal import Journal
+from kdbench.runner.stages import Standardise
+from kdbench.runner.store import Store
+from kdbench.runner.suite import Suite
+from runs import Json, Played, Recorder, run
+
+INVERTED = 20
+SHOWN: Json = {
+    "precision": "fp32",
+    "attacks": ["kd", "deep-inversion"],
+    "baselines": [],
+    "threat.answers": "weights",
+    "attack.deep-inversion.images": INVERTED,
+    "attack.deep-inversion.batch": INVERTED,
+    "attack.deep-inversion.iterations": 3,
+}
+PAIR = Pair("nasty", "blobs")
+
+
+@pytest.fixture(scope="module")
+def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """The tiny suite with an inversion; nobody changes this folder."""
+    folder, watcher = tmp_path_factory.mktemp("shown"), Recorder()
+    return Played(folder, run(tiny(SHOWN), folder, watcher), watcher)
+
+
+@pytest.fixture
+def gallery(played: Played, tmp_path: Path) -> Gallery:
+    return hung(played, tmp_path)
+
+
+def hung(played: Played, scratch: Path) -> Gallery:
+    return Gallery(played.folder / "out", list(played.cells.values()), played.folder / "store", scratch)
+
+
+def shown(gallery: Gallery, name: str) -> "dict[str, tuple[object, ...]]":
+    """The arguments with which each plot of a figure would be drawn, by the plot's name."""
+    return {plot.name: plot.figure.args for plot in FIGURES[name](gallery)}  # type: ignore[attr-defined]
+
+
+def asked(played: Played, name: str) -> Cell:
+    """The cell of `kd` against a defense."""
+    return played.cells[f"{name}--kd--mini-8--seed0"]
+
+
+def data(played: Played) -> dict[str, Tensor]:
+    """The tensors of the data set."""
+    [key] = [key for key in played.store.published() if key.startswith("data/")]
+    return load_tensors(played.store.path(key) / "tensors.safetensors")
+
+
+def victim(played: Played, key: str) -> nn.Module:
+    """The network of a stage, put together by hand."""
+    x = data(played)["train.x"]
+    std, mean = torch.std_mean(x, dim=(0, 2, 3))
+    network = nn.Sequential(Standardise(mean, std), registry.load("model", "mini-8")((1, 8, 8), 3))
+    return load_weights(network, played.store.path(key) / "weights.safetensors")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# What is drawn
+
+
+def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(played: Played, gallery: Gallery) -> None:
+    found = shown(gallery, "answers")
+    assert list(found) == ["answers-nasty", "answers-stingy"]
+    tensors = data(played)
+    first = [int((tensors["test.y"] == label).nonzero()[0]) for label in range(3)]
+    x = tensors["test.x"][sorted(first)]
+    normal = victim(played, asked(played, "none").keys["train"])
+    ctx = context(Split(tensors["train.x"], tensors["train.y"], 3))
+    services = {
+        "answers-nasty": lambda x: victim(played, asked(played, "nasty").keys["harden"])(x).log_softmax(1),
+        "answers-stingy": Stingy(**asked(played, "stingy").defense.fields).serve(normal, ctx),  # type: ignore[union-attr]
+    }
+    for name, (replies,) in found.items():
+        assert isinstance(replies, Replies)
+        assert replies.temperatures == (1, 4)
+        figure = board.answers(replies)
+        with torch.no_grad():
+            said = [normal(x).log_softmax(1), services[name](x)]
+        for row in range(3):
+            _, *axes = figure.axes[5 * row : 5 * row + 5]
+            expected = [(log_p[row] / T).softmax(0) for T in (1, 4) for log_p in said]
+            for ax, probabilities in zip(axes, expected, strict=True):
+                heights = [bar.get_height() for bar in ax.containers[0]]
+                assert heights == pytest.approx(probabilities.tolist(), abs=1e-5)
+
+
+def test_a_row_shows_its_image_and_names_its_class(gallery: Gallery) -> None:
+    [replies] = shown(gallery, "answers")["answers-nasty"]
+    assert isinstance(replies, Replies)
+    figure = board.answers(replies)
+    assert len(figure.axes) == 3 * (1 + 2 * 2)
+    for row, label in enumerate(replies.labels):
+        photo = figure.axes[5 * row]
+        assert photo.get_ylabel() == f"class {label}"
+        assert np.array_equal(photo.images[0].get_array(), replies.images[row])
+        assert replies.images[row].min() < replies.images[row].max()
+
+
+def test_a_victim_is_asked_at_the_temperature_of_kd_or_at_1_alone(played: Played) -> None:
+    cells = [cell for cell in played.cells.values() if cell.attack.method == "deep-inversion"]
+    assert exhibits._temperatures(cells)[0] == (1,)
+    assert exhibits._temperatures(played.cells.values())[0] == (1, 4)
+
+
+def test_the_same_answers_are_not_drawn(played: Played, tmp_path: Path) -> None:
+    """A defense that leaves the victim as it is and all its answers too."""
+    honest = [cell for cell in played.cells.values() if cell.defense and cell.defense.label == "none"]
+    twins = [replace(cell, defense=Player("idle", "idle", {}, "made up")) for cell in honest]
+    gallery = Gallery(tmp_path, [*honest, *twins], played.folder / "store", tmp_path)
+    for name, lacks in {"answers": "answers otherwise than", "features": "has another network than"}.items():
+        with pytest.raises(KdbenchError, match=f"No defense in .* {lacks} 'none'"):
+            FIGURES[name](gallery)
+
+
+def test_features_are_mapped_where_a_defense_has_a_network_of_its_own(played: Played, gallery: Gallery) -> None:
+    found = shown(gallery, "features")
+    assert list(found) == ["features-nasty"]
+    [maps] = found["features-nasty"]
+    assert isinstance(maps, Maps)
+    assert maps.labels.tolist() == data(played)["test.y"].tolist()
+    figure = board.features(maps)
+    assert [ax.get_title() for ax in figure.axes] == ["normal", "nasty"]
+    for ax, places in zip(figure.axes, (maps.normal, maps.defended), strict=True):
+        drawn = [np.asarray(dots.get_offsets()) for dots in ax.collections]
+        assert [len(dots) for dots in drawn] == [32, 32, 32]
+        assert np.array_equal(drawn[1], places[maps.labels == 1])
+        assert np.isfinite(places).all()
+    assert not np.allclose(maps.normal, maps.defended)
+
+
+def test_at_most_a_thousand_images_are_mapped_and_of_all_classes() -> None:
+    """Of a test set that is sorted by class too."""
+    chosen = exhibits._choice(10_000)
+    assert len(chosen) == len(chosen.unique()) == 1000
+    assert len((chosen // 1000).unique()) == 10
+    assert exhibits._choice(7).tolist() == list(range(7))
+
+
+def test_inverted_images_stand_in_the_row_of_their_class(played: Played, gallery: Gallery) -> None:
+    found = shown(gallery, "inverted")
+    assert list(found) == ["inverted-nasty"]
+    [sheets] = found["inverted-nasty"]
+    assert isinstance(sheets, Sheets)
+    assert sheets.labels.tolist() == [index % 3 for index in range(INVERTED)]
+    key = played.cells["nasty--deep-inversion--mini-8--seed0"].keys["steal"]
+    picture = matplotlib.image.imread(played.store.path(key) / "inverted.png")
+    assert np.array_equal(sheets.defended[1], picture[2 : 2 + 64 : 8, 68 : 68 + 64 : 8])  # the second of the first row
+    figure = board.inverted(sheets)
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["0", "1", "2"]
+    for ax, images in zip(figure.axes, (sheets.normal, sheets.defended), strict=True):
+        for drawn in ax.images:
+            left, right, bottom, top = drawn.get_extent()
+            column, row = round((left + right) / 2), round((bottom + top) / 2)
+            assert np.array_equal(drawn.get_array(), images[row + 3 * column])
+        assert len(ax.images) == 3 * 6
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 64])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 80, 72)])
+def test_a_sheet_is_taken_apart_into_the_images_that_it_was_made_of(
+    count: int, shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    x = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
+    Journal(tmp_path, tmp_path).images("inverted", x)
+    tiles = exhibits._tiles(tmp_path / "inverted.png", shape[1:])
+    expected = x.expand(count, 3, *shape[1:]).permute(0, 2, 3, 1).numpy()
+    assert tiles.shape == expected.shape
+    assert np.abs(tiles - expected).max() <= 0.5 / 255 + 1e-6
+
+
+def test_with_few_images_of_a_class_a_row_holds_several_classes() -> None:
+    rows = board._rows(np.arange(20) % 100)
+    assert [row.tolist() for row in rows] == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
+    assert [board._span(row) for row in rows] == ["0–7", "8–15", "16–19"]
+
+
+def test_a_row_is_no_longer_than_eight_images_and_all_are_alike() -> None:
+    assert [row.tolist() for row in board._rows(np.arange(5) % 2)] == [[0, 2], [1, 3]]
+    assert [len(row) for row in board._rows(np.arange(64) % 3)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 11, 100, 200, 1000])
+def test_classes_are_ticked_so_that_their_numbers_do_not_touch(classes: int) -> None:
+    ticks = board._ticks(classes)
+    assert ticks[0] == 0
+    assert ticks == [*range(classes)] if classes <= 10 else 3 <= len(ticks) <= 5
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_colour_images_of_many_classes_are_drawn_too(classes: int, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images, labels = generator.random((4, 32, 32, 3)), np.arange(4) % classes
+    said = generator.random((1, 4, classes))
+    figure = board.answers(Replies(PAIR, images, labels, (1.0,), said, said, ""))
+    figure.savefig(tmp_path / "answers.png")
+    assert len(figure.axes) == 4 * 3
+    labels = np.arange(300) % classes
+    places = generator.random((300, 2))
+    figure = board.features(Maps(PAIR, labels, places, places, ""))
+    figure.savefig(tmp_path / "features.png")
+    assert len(figure.axes[0].collections) == classes
+    assert bool(figure.legends) == (classes == 3)
+
+
+# Penultimate features
+
+
+NETWORKS = [entry.name for entry in registry.entries("model") if not hasattr(entry.load(), "argument")]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_penultimate_features_are_what_a_linear_layer_makes_logits_of(name: str) -> None:
+    """With 16 classes, as many as some inner 1x1 convolutions have channels."""
+    network = registry.load("model", name)((3, 16, 16), 16).eval()
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    features = penultimate(network, x, 16)
+    classifier = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        assert torch.allclose(classifier(features), network(x), atol=1e-5)
+    assert not any(layer._forward_pre_hooks for layer in network.modules())
+
+
+class Convolved(nn.Module):
+    """A classifier that is a convolution, averaged afterwards; it stands before the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Conv2d(5, 3, 1)
+        self.features = nn.Conv2d(1, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N,1,H,W) -> logits (N,3)."""
+        logits: Tensor = self.classifier(self.features(x)).mean((2, 3))
+        return logits
+
+
+def test_a_convolution_may_classify_wherever_it_stands() -> None:
+    network, x = Convolved().eval(), torch.rand(300, 1, 8, 8)
+    features = penultimate(network, x, 3)
+    with torch.no_grad():
+        assert torch.allclose(features, network.features(x).mean((2, 3)), atol=1e-6)
+        assert torch.allclose(
+            features @ network.classifier.weight.flatten(1).T + network.classifier.bias, network(x), atol=1e-5
+        )
+
+
+def test_a_network_without_a_classifier_is_named() -> None:
+    with pytest.raises(KdbenchError, match="The network Sequential has no linear layer with 3 outputs"):
+        penultimate(nn.Sequential(nn.Flatten()), torch.rand(2, 1, 1, 3), 3)
+
+
+# The command
+
+
+def test_figures_are_written_beside_the_plots_and_the_store_is_only_read(played: Played, tmp_path: Path) -> None:
+    out, store = tmp_path / "out", played.copy(tmp_path) / "store"
+    shutil.copytree(played.folder / "out", out)
+    before, kept = files(store), files(out)
+    arguments = ["plot", str(out), "--figure", "answers", "--figure", "features", "--figure", "inverted"]
+    drawn = CliRunner().invoke(main, [*arguments, "--store", str(store)])
+    assert drawn.exit_code == 0, drawn.output
+    names = ["answers-nasty", "answers-stingy", "features-nasty", "inverted-nasty"]
+    assert drawn.output.split() == [str(out / "plots" / f"{name}.{end}") for name in names for end in ("png", "svg")]
+    first = files(out)
+    assert first.keys() - kept.keys() == {f"plots/{name}.{end}" for name in names for end in ("png", "svg")}
+    assert all(first[name] == content for name, content in kept.items())
+    assert CliRunner().invoke(main, arguments).exit_code == 0  # the run says where its store is
+    assert files(out) == first
+    assert files(store) == before
+
+
+def mistake(folder: Path, figure: str, store: Path) -> str:
+    """What is said of a figure that cannot be drawn."""
+    result = CliRunner().invoke(main, ["plot", str(folder), "--figure", figure, "--store", str(store)])
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    return result.stderr
+
+
+def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(played: Played, tmp_path: Path) -> None:
+    said = mistake(played.folder / "out", "answers", tmp_path / "absent")
+    assert said.startswith(f"Error: There is no store at {tmp_path / 'absent'}")
+    assert f"`kdbench run tiny --store {tmp_path / 'absent'} --out {played.folder / 'out'}`" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("figure", "role"), [("answers", "audit"), ("answers", "harden"), ("features", "harden"), ("inverted", "steal")]
+)
+def test_a_stage_that_is_not_there_is_named_with_the_command_that_makes_it(
+    figure: str, role: str, played: Played, tmp_path: Path
+) -> None:
+    store = Store(played.copy(tmp_path) / "store")
+    key = played.cells["nasty--deep-inversion--mini-8--seed0"].keys[role]
+    store.discard(key)
+    said = mistake(played.folder / "out", figure, store.root)
+    assert said.startswith(f"Error: The store {store.root} has no stage {key}")
+    assert f"`kdbench run tiny --store {store.root} --out " in said
+
+
+def test_a_run_without_an_inversion_has_no_inverted_images(golden: Played) -> None:
+    said = mistake(golden.folder / "out", "inverted", golden.folder / "store")
+    assert "left inverted images of a victim" in said
+    assert "such as deep-inversion" in said
+
+
+def test_a_run_without_a_normal_victim_is_a_mistake(played: Played, tmp_path: Path) -> None:
+    cells = [cell for cell in played.cells.values() if cell.defense and cell.defense.label != "none"]
+    with pytest.raises(KdbenchError, match="no finished cell of 'none' with seed 0"):
+        FIGURES["answers"](Gallery(tmp_path, cells, played.folder / "store", tmp_path))
+
+
+def test_an_unknown_figure_is_named_with_the_nearest(golden: Played) -> None:
+    said = mistake(golden.folder / "out", "anwsers", golden.folder / "store")
+    assert said.startswith(
+        "Error: There is no figure 'anwsers'. Did you mean 'answers'? Known: answers, features, inverted"
+    )
