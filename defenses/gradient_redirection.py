@@ -62,7 +62,8 @@ def rises(surrogate: nn.Module, x: Tensor) -> Tensor:
         return z.log_softmax(dim=1)
 
     ones = {name: torch.ones_like(weight) for name, weight in weights.items()}
-    slopes: Tensor = jvp(log_p, (weights,), (ones,))[1]
+    with torch.autocast(x.device.type, enabled=False):  # in it, torch loses the type of the slopes
+        slopes: Tensor = jvp(log_p, (weights,), (ones,))[1]
     return slopes
 
 

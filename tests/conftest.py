@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kdbench.runner import suite
+from kdbench.runner.benchmark import Suite, with_yardstick
 from kdbench.runner.plan import Numerics, Plan, make_plan
-from kdbench.runner.suite import Suite, with_yardstick
 from runs import TINY, Played, Recorder, run
 
 torch.set_num_threads(1)

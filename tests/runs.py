@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.board.results import Cell, read
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.matrix import Watcher
 from kdbench.runner.plan import Plan, PlannedCell, Stage
 from kdbench.runner.session import Options, Session
 from kdbench.runner.store import Store
-from kdbench.runner.suite import Suite
 
 TINY = """
 seeds = 1

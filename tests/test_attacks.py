@@ -27,6 +27,7 @@ from kdbench.api import (
     fit,
     infer,
     jensen_shannon,
+    kl,
     soften,
 )
 from kdbench.attacks import assistant_kd
@@ -140,6 +141,19 @@ def test_the_gradient_of_the_kd_loss_is_alpha_T_times_the_difference_of_softened
 
 def test_the_rivalry_is_the_true_jensen_shannon_divergence() -> None:
     assert float(jensen_shannon(soften(T, 3.0), soften(S, 3.0))) == pytest.approx(0.025807955, abs=1e-8)
+
+
+def test_the_rivalry_is_not_the_reversed_divergence_of_the_official_code() -> None:
+    p, q = soften(T, 3.0), soften(S, 3.0)
+    middle = (p + q) / 2
+    reverse = float(kl(middle, p.log()) + kl(middle, q.log())) / 2
+    assert reverse == pytest.approx(0.026398930, abs=1e-8)
+    assert float(jensen_shannon(p, q)) != pytest.approx(reverse, abs=1e-4)
+
+
+def test_answers_are_softened_by_dividing_logits() -> None:
+    assert soften(T, 4.0)[0].tolist() == pytest.approx([0.422761, 0.256418, 0.199698, 0.121123], abs=1e-6)
+    assert soften(S, 4.0)[0].tolist() == pytest.approx([0.265037, 0.340315, 0.233895, 0.160753], abs=1e-6)
 
 
 def test_the_student_of_an_inversion_learns_by_the_kl_alone() -> None:

@@ -12,9 +12,9 @@ import torch
 from kdbench.api import KdbenchError
 from kdbench.board.results import read
 from kdbench.runner import command
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.session import Session
 from kdbench.runner.store import Store, write_json
-from kdbench.runner.suite import Suite
 from runs import DIVERGES, ON_NASTY, Json, Played, Recorder, options
 
 

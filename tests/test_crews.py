@@ -13,13 +13,13 @@ from test_driver import Paper
 
 from kdbench.board.results import Status
 from kdbench.runner import worker
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.executors.protocol import State
 from kdbench.runner.matrix import Terms, play
 from kdbench.runner.plan import Numerics, Plan
 from kdbench.runner.stages import Echo
 from kdbench.runner.store import Store
-from kdbench.runner.suite import Suite
 from kdbench.runner.worker import BUSY, PUBLISHED
 from runs import Played, Recorder, publish, run, until
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from kdbench.runner.benchmark import with_yardstick
 from kdbench.runner.journal import Journal, Stopped
 from kdbench.runner.matrix import LOST_ATTEMPTS
 from kdbench.runner.plan import Numerics, Stage, data_stage, make_plan
 from kdbench.runner.stages import TENSORS, WEIGHTS, Desk, run_stage
 from kdbench.runner.store import MANIFEST, Store, file_digest, read_json
-from kdbench.runner.suite import load, with_yardstick
+from kdbench.runner.suite import load
 
 SUITE = """
 seeds = 1

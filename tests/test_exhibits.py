@@ -21,12 +21,12 @@ from kdbench.board.results import Cell, Player
 from kdbench.cli import main
 from kdbench.defenses.stingy import Stingy
 from kdbench.runner import exhibits
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.checkpoint import load_tensors, load_weights
 from kdbench.runner.exhibits import FIGURES, Gallery, penultimate
 from kdbench.runner.journal import Journal
 from kdbench.runner.stages import Standardise
 from kdbench.runner.store import Store
-from kdbench.runner.suite import Suite
 from runs import Json, Played, Recorder, run
 
 INVERTED = 20

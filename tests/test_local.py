@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from kdbench.runner import worker
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.checkpoint import load_state
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.executors.protocol import Report, State
 from kdbench.runner.plan import Numerics, make_plan
 from kdbench.runner.store import Store, file_digest
-from kdbench.runner.suite import Suite
 from kdbench.runner.worker import BUSY, FAILED, PUBLISHED, STOPPED
 from runs import DUEL, Played, publish, until
 

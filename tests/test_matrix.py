@@ -15,11 +15,11 @@ from safetensors import safe_open
 from kdbench.api import KdbenchError
 from kdbench.board.results import Status, read
 from kdbench.runner import matrix
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.matrix import LOST_ATTEMPTS
 from kdbench.runner.plan import Plan, Stage
 from kdbench.runner.stages import WEIGHTS
 from kdbench.runner.store import Store
-from kdbench.runner.suite import Suite
 from runs import DIVERGES, DUEL, DUEL_STAGES, ON_NASTY, Played, Recorder, digests, numbers, run, until
 
 

@@ -17,8 +17,8 @@ from kdbench import catalogue, registry
 from kdbench.api import KdbenchError, seeded
 from kdbench.board.results import Status
 from kdbench.runner import suite as suites
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.sources import source_digest
-from kdbench.runner.suite import Suite
 from runs import DUEL, TINY, run
 
 NETS = '''

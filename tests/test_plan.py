@@ -10,9 +10,9 @@ import pytest
 
 from kdbench.api import Answers
 from kdbench.game.fields import plain
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.plan import Numerics, Plan, make_plan, stage_key
 from kdbench.runner.store import digest
-from kdbench.runner.suite import Suite
 from runs import ALL_ON, AUDITS, DUEL, SCORES_ON, THEFT_SCORES, THEFTS, VICTIMS, Json, cell
 
 

@@ -15,7 +15,7 @@ from kdbench.defenses.nasty import Nasty
 from kdbench.defenses.none import NoDefense
 from kdbench.game.robustness import Evasion
 from kdbench.runner import suite as suites
-from kdbench.runner.suite import Suite
+from kdbench.runner.benchmark import Suite, with_yardstick
 
 HEAD = """\
 defenses = ["none", "nasty"]
@@ -397,10 +397,10 @@ def test_networks_that_an_attack_asks_for_are_known_before_any_training(tmp_path
 
 def test_none_is_always_among_the_defenses(tmp_path: Path) -> None:
     suite = read(tmp_path, GOOD, {"defenses": ["nasty"]})
-    assert [choice.label for choice in suites.with_yardstick(suite).defenses] == ["none", "nasty"]
-    assert suites.with_yardstick(suite).defenses[0] == read(tmp_path, GOOD).defenses[0]
+    assert [choice.label for choice in with_yardstick(suite).defenses] == ["none", "nasty"]
+    assert with_yardstick(suite).defenses[0] == read(tmp_path, GOOD).defenses[0]
 
 
 def test_a_suite_that_plays_none_stays_as_it_is(tmp_path: Path) -> None:
     suite = read(tmp_path, GOOD)
-    assert suites.with_yardstick(suite) is suite
+    assert with_yardstick(suite) is suite

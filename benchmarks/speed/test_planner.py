@@ -17,12 +17,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from timing import take_turns
 
 from kdbench.runner import suite as suites
+from kdbench.runner.benchmark import Suite
 from kdbench.runner.executors.protocol import Handle, Report
 from kdbench.runner.matrix import Terms, Watcher, play
 from kdbench.runner.plan import Numerics, Plan, Stage, data_stage, make_plan
 from kdbench.runner.session import Options, Session
 from kdbench.runner.store import MANIFEST, Store, write_json
-from kdbench.runner.suite import Suite
 
 SEEDS = 345  # of the default suite: 10,005 cells
 VARIANTS = 57  # of one defense and of one attack, with 3 seeds: 9,921 cells

@@ -1,11 +1,12 @@
 """Curves: how stolen and served accuracy move with a field, with the queries that a thief asks, with the student's size."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kdbench.board import figures
-from kdbench.board.figures import EMPTY, INK, MUTED
+from kdbench.board.figures import EMPTY, HEAD, INK, LETTER, LINE, MUTED
 from kdbench.board.intervals import Estimate, estimate
 from kdbench.board.results import Cell, Status
 from kdbench.board.robustness import evasions, title
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANEL = 4.4, 3.1  # inches
-PALETTE = 10  # colours that also the colour-blind can tell apart
+PANEL, WIDE = (3.8, 2.8), (6.6, 3.6)  # inches: one of several panels, one that stands alone
 MARKERS = "osD^vP*X<>hp"
-FIELDS = {"omega": "omega", "temperature": "temperature T", "steps": "distillations", "fraction": "share of the data"}
+Style = tuple[Any, str]  # the colour and the marker of a label, in all panels of a figure
+FIELDS = {"temperature": "temperature T", "steps": "distillations", "fraction": "share of the data"}
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,43 @@ class Panel:
         return any(value for line in self.lines if not line.dashed for value in line.values)
 
 
-def of_defense(found: Standings, swept: Swept) -> "Figure":
-    """Accuracy as served, stolen accuracy and robustness along a field of a defense."""
-    panels = [_served(found, swept), *_stolen(found, swept), *_robustness(found, swept)]
-    return _draw(found, swept, [panel for panel in panels if panel.known])
+def of_defense(found: Standings, swept: Swept) -> list[Panel]:
+    """Accuracy as served, stolen accuracy and robustness along a field of a defense, as far as they are known."""
+    served = _of_victim(found, swept, "acc", "Accuracy as served (%)")
+    panels = [served, _stolen(found, swept), *_robustness(found, swept)]
+    return [panel for panel in panels if panel.known]
 
 
-def of_attack(found: Standings, swept: Swept) -> "Figure":
-    """Stolen accuracy along a field of an attack, a line a defense."""
-    others = swept.others
+def of_attack(found: Standings, swept: Swept) -> list[Panel]:
+    """Stolen accuracy along a field of an attack, a line a defense; a panel for each value of the other field."""
     panels = []
-    for other in others:
-        ours = [Line(d.label, swept.along(other, _by_attack(found, d.label))) for d in found.defenses]
+    for other in swept.others:
+        ours = [Line(d.label, swept.along(other, partial(_theft, found, d.label))) for d in found.defenses]
         alone = Line(f"{NO_VICTIM}, same data", swept.along(other, found.alone_against), dashed=True)
         panels.append(Panel("Stolen accuracy (%)" + _suffix(swept, other), [*ours, alone]))
-    return _draw(found, swept, [panel for panel in panels if panel.known])
+    return [panel for panel in panels if panel.known]
+
+
+def along(found: Standings, swept: Swept, panels: Sequence[Panel]) -> "Figure":
+    """The panels side by side; those of an attack, which measure the same, have one scale."""
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    fields = [_field(name) for name in (swept.field, swept.other) if name]
+    lines = [line for panel in panels for line in panel.lines]
+    styles = _styles(line.label for line in lines if not line.dashed)
+    head = f"{swept.method}: {' and '.join(fields)}"
+    size = (PANEL[0] * columns, PANEL[1] * rows) if columns > 1 else WIDE
+    figure = _chart(*size, lines, found, head, _bars(found))
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=swept.role == "attack").flatten()
+    ticks = [f"{value:g}" if isinstance(value, float) else value for value in swept.values]
+    for ax, panel in zip(axes, panels, strict=False):
+        _panel(ax, panel, styles)
+        ax.set_xticks(range(len(ticks)), ticks, **_tilt(ticks))
+        ax.set_xlabel(fields[0])
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    _legend(figure, lines)
+    return figure
 
 
 def has_query_counts(found: Standings) -> bool:
@@ -70,32 +93,25 @@ def has_query_counts(found: Standings) -> bool:
 
 def query_efficiency(found: Standings) -> "Figure":
     """Stolen accuracy against the questions answered: a point for each theft that none beats with as many or fewer."""
-    import seaborn as sns
-
-    names = [defense.label for defense in found.defenses if _asked(found, defense.label)]
-    figure = figures.chart(
-        6.6,
-        4.0,
-        names,
-        found,
-        "Stolen accuracy against queries",
-        "points: thefts that none beats with as many or fewer",
-    )
+    asked = {defense.label: _asked(found, defense.label) for defense in found.defenses}
+    styles = _styles(name for name, points in asked.items() if points)
+    note = "points: thefts that none beats with as many or fewer"
+    lines = [Line(name, []) for name in styles]
+    figure = _chart(*WIDE, lines, found, "Stolen accuracy against queries", note)
     ax = figure.add_subplot()
-    colors = sns.color_palette("colorblind" if len(names) <= PALETTE else "husl", len(names))
-    for index, name in enumerate(names):
-        points = _front(_asked(found, name))
-        style, marker = ("-", "--", ":")[index % 3], MARKERS[index % len(MARKERS)]
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        ax.step(xs, ys, marker + style, where="post", color=colors[index], label=name, linewidth=1.4, markersize=6)
+    for index, (name, (color, marker)) in enumerate(styles.items()):
+        xs, ys = zip(*_front(asked[name]), strict=True)
+        dashes = ("-", "--", ":")[index % 3]
+        ax.step(xs, ys, marker + dashes, where="post", color=color, label=name, linewidth=1.4, markersize=6)
     budgets = {float(cell.threat["budget"]) for cell in _cells(found) if cell.defense and cell.threat.get("budget")}
-    for budget in budgets:
+    for budget in sorted(budgets):
         ax.axvline(budget, color=MUTED, linestyle=":", linewidth=1)
-    ax.set_xscale("log")
+    _magnitudes(ax)
     ax.set_xlabel("images answered by the oracle" + ("  (dotted: the budget)" if budgets else ""))
     ax.set_ylabel("test accuracy of the student (%)")
     ax.grid(color=EMPTY)
-    figure.legend(loc="outside right upper", frameon=False)
+    ax.set_axisbelow(True)
+    _legend(figure, lines)
     return figure
 
 
@@ -110,112 +126,126 @@ def student_sizes(found: Sequence[Standings]) -> "Figure":
     first = ordered[0]
     lines = [Line(d.label, [_best(student, d.label) for student in ordered]) for d in first.defenses]
     lines.append(Line(f"{NO_VICTIM}, all data", [_alone(student) for student in ordered], dashed=True))
-    ticks = [f"{student.student}\n{_size(student):,.0f} weights" for student in ordered]
+    everyone = replace(first, student=f"of {len(ordered)} sizes")
+    note = "  ·  ".join(filter(None, ["best response", _bars(first)]))
+    width = max(WIDE[0], 1.6 * len(ordered))
+    figure = _chart(width, WIDE[1], lines, everyone, "Students smaller and larger", note)
+    ax = figure.add_subplot()
+    _panel(ax, Panel("Stolen accuracy (%)", lines), _styles(line.label for line in lines[:-1]))
+    ax.set_xticks(range(len(ordered)), [f"{s.student}\n{_size(s):,.0f} weights" for s in ordered])
     victims = [cell.metrics["victim_parameters"] for cell in _cells(first) if "victim_parameters" in cell.metrics]
-    victim = f"students by size; the victim has {victims[0]:,.0f} weights" if victims else "students by size"
-    figure = figures.chart(
-        7.5, 3.6, [line.label for line in lines], first, "Students smaller and larger", "best response"
-    )
-    _panel(figure.add_subplot(), Panel("Stolen accuracy (%)", lines), ticks, victim)
-    _legend(figure)
+    ax.set_xlabel(f"students by size; the victim has {victims[0]:,.0f} weights" if victims else "students by size")
+    _legend(figure, lines)
     return figure
 
 
-def _draw(found: Standings, swept: Swept, panels: Sequence[Panel]) -> "Figure":
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    labels = [line.label for panel in panels for line in panel.lines]
-    head = f"{swept.method}: {FIELDS.get(swept.field, swept.field)}"
-    note = "bars: 95 % intervals" if len({c.seed for c in _cells(found)}) > 1 else "one seed"
-    figure = figures.chart(PANEL[0] * columns, PANEL[1] * rows, labels, found, head, note)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    ticks = [f"{value:g}" if isinstance(value, float) else value for value in swept.values]
-    for ax, panel in zip(axes, panels, strict=False):
-        _panel(ax, panel, ticks, FIELDS.get(swept.field, swept.field))
-    for ax in axes[len(panels) :]:
-        ax.set_axis_off()
-    _legend(figure)
-    return figure
+def _chart(width: float, height: float, lines: Iterable[Line], found: Standings, head: str, note: str) -> "Figure":
+    """An empty figure, high enough for a legend of all lines."""
+    labels = list(dict.fromkeys(line.label for line in lines))
+    return figures.chart(width, max(height, 1.1 * LINE * len(labels) - HEAD), labels, found, head, note)
 
 
-def _panel(ax: "Axes", panel: Panel, ticks: Sequence[str], axis: str) -> None:
-    """The lines over evenly spaced ticks, each a little beside the others so that bars can be told apart."""
+def _bars(found: Standings) -> str:
+    return "bars and bands: 95 % intervals" if len({cell.seed for cell in _cells(found)}) > 1 else ""
+
+
+def _styles(labels: Iterable[str]) -> dict[str, Style]:
+    """The first ten colours are such that also the colour-blind can tell them apart."""
     import seaborn as sns
 
+    once = list(dict.fromkeys(labels))
+    some = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]
+    colors = some if len(once) <= len(some) else sns.color_palette("husl", len(once))
+    return {label: (colors[index], MARKERS[index % len(MARKERS)]) for index, label in enumerate(once)}
+
+
+def _panel(ax: "Axes", panel: Panel, styles: Mapping[str, Style]) -> None:
+    """The lines over places 0, 1, …: those with bars a little beside each other, dashed ones with a band."""
     solid = [line for line in panel.lines if not line.dashed]
-    colors = dict(zip([line.label for line in solid], sns.color_palette("colorblind", len(solid)), strict=True))
     scale = 100 if panel.percent else 1
-    for index, line in enumerate(panel.lines):
-        shift = 0.0 if line.dashed else 0.12 * ((index + 0.5) / len(solid) - 0.5)
+    for line in panel.lines:
+        shift = 0.0 if line.dashed else 0.12 * ((solid.index(line) + 0.5) / len(solid) - 0.5)
         known = [(place + shift, value) for place, value in enumerate(line.values) if value]
-        if known:
-            ax.errorbar(
-                [x for x, _ in known],
-                [scale * value.mean for _, value in known],
-                yerr=[scale * (value.half or 0) for _, value in known],
-                fmt="--" if line.dashed else f"-{MARKERS[index % len(MARKERS)]}",
-                color=INK if line.dashed else colors[line.label],
-                elinewidth=0.8,
-                capsize=0 if line.dashed else 2,
-                linewidth=1.2 if line.dashed else 1.6,
-                markersize=5,
-                label=line.label,
-            )
-    ax.set_xticks(range(len(ticks)), ticks)
-    ax.set_xlabel(axis)
-    ax.set_title(panel.title)
+        xs, means = [x for x, _ in known], [scale * value.mean for _, value in known]
+        if known and line.dashed:
+            ax.plot(xs, means, "--" if line.label == REFERENCE else "-.", color=INK, linewidth=1.2, label=line.label)
+            low, high = [scale * value.low for _, value in known], [scale * value.high for _, value in known]
+            ax.fill_between(xs, low, high, color=INK, alpha=0.08, linewidth=0, zorder=0)
+        elif known:
+            color, marker = styles[line.label]
+            halves = [scale * (value.half or 0) for _, value in known]
+            form: dict[str, Any] = {"capsize": 2, "elinewidth": 0.8, "linewidth": 1.6, "markersize": 5}
+            ax.errorbar(xs, means, halves, fmt=f"-{marker}", color=color, label=line.label, **form)
+    ax.set_title(panel.title, pad=9)
     ax.grid(color=EMPTY)
     ax.set_axisbelow(True)
 
 
-def _legend(figure: "Figure") -> None:
-    """One for all panels, each label once."""
-    handles: dict[str, Artist] = {}
+def _tilt(ticks: Sequence[str]) -> dict[str, Any]:
+    """How labels are written that would run into each other side by side."""
+    crowded = LETTER * len(ticks) * (max(map(len, ticks)) + 1) > PANEL[0] - 0.5
+    return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+
+
+def _magnitudes(ax: "Axes") -> None:
+    """A logarithmic axis where numbers differ by more than a power of ten, all written out."""
+    low, high = ax.dataLim.intervalx
+    if high > 10 * low:
+        ax.set_xscale("log", subs=[2, 5])
+        ax.xaxis.set_minor_formatter("{x:,.0f}" if high < 100 * low else "")
+        ax.tick_params(which="minor", length=3.5, pad=3.5)  # as at powers of ten, so that all numbers stand on one line
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _legend(figure: "Figure", lines: Iterable[Line]) -> None:
+    """One for all panels: each label once, those of dashed lines last."""
+    drawn: dict[str, Artist] = {}
     for ax in figure.axes:
-        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False)
+        drawn |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    ordered = sorted(dict.fromkeys((line.dashed, line.label) for line in lines), key=lambda named: named[0])
+    labels = [label for _, label in ordered if label in drawn]
+    figure.legend([drawn[label] for label in labels], labels, loc="outside right upper", frameon=False)
 
 
-def _served(found: Standings, swept: Swept) -> Panel:
-    reference = _of_victim(found, "victim_acc")(found.reference or "")
-    lines = [
-        Line(_named(swept, other, "served"), swept.along(other, _of_victim(found, "victim_acc")))
-        for other in swept.others
-    ]
-    return Panel("Accuracy as served (%)", [*lines, *_constant(REFERENCE, reference, swept.values)])
-
-
-def _stolen(found: Standings, swept: Swept) -> list[Panel]:
+def _stolen(found: Standings, swept: Swept) -> Panel:
     """By attack where one field varies; by the best response where two do."""
     if swept.other:
-        lines = [
-            Line(_named(swept, other, ""), swept.along(other, lambda d: _best(found, d))) for other in swept.others
-        ]
-        reference = _constant(REFERENCE, _best(found, found.reference or ""), swept.values)
-        return [Panel("Stolen accuracy, best response (%)", [*lines, *reference])]
-    lines = [Line(a.label, swept.along(None, _by_defense(found, a.label))) for a in found.attacks]
+        best = partial(_best, found)
+        lines = [Line(_named(swept, other, ""), swept.along(other, best)) for other in swept.others]
+        reference = _constant(REFERENCE, best(found.reference or ""), swept.values)
+        return Panel("Stolen accuracy, best response (%)", [*lines, *reference])
+    lines = [Line(a.label, swept.along(None, partial(_theft, found, attack=a.label))) for a in found.attacks]
     part = next((match.part for match in found.matches.values() if match.part[0]), None)
     baseline = found.baseline(part) if part else None
     alone = baseline.mean("student_acc") if baseline else None
-    return [Panel("Stolen accuracy (%)", [*lines, *_constant(NO_VICTIM, alone, swept.values)])]
+    return Panel("Stolen accuracy (%)", [*lines, *_constant(NO_VICTIM, alone, swept.values)])
 
 
-def _robustness(found: Standings, swept: Swept) -> list[Panel]:
-    measures = {f"adv_{name}": f"Accuracy under {title(name)} (%)" for name in evasions(_cells(found), "victim")}
-    measures |= {"sensitivity": "Sensitivity of the victim", "cw_l2": "C&W L2 of the victim"}
-    panels = []
-    for metric, words in measures.items():
-        measure = _of_victim(found, f"victim_{metric}")
-        lines = [Line(_named(swept, other, "served"), swept.along(other, measure)) for other in swept.others]
-        reference = _constant(REFERENCE, measure(found.reference or ""), swept.values)
-        panels.append(Panel(words, [*lines, *reference], percent=metric.startswith("adv_")))
-    return panels
+def _robustness(found: Standings, swept: Swept) -> Iterator[Panel]:
+    for name in evasions(_cells(found), "victim"):
+        yield _of_victim(found, swept, f"adv_{name}", f"Accuracy under {title(name)} (%)")
+    yield _of_victim(found, swept, "sensitivity", "Sensitivity of the victim", percent=False)
+    yield _of_victim(found, swept, "cw_l2", "C&W L2 of the victim", percent=False)
+
+
+def _of_victim(found: Standings, swept: Swept, metric: str, words: str, percent: bool = True) -> Panel:
+    def measure(defense: str) -> Estimate | None:
+        cells = [cell for match in found.against(defense) for cell in match.cells]
+        return estimate(victim_by_seed(cells, f"victim_{metric}"))
+
+    lines = [Line(_named(swept, other, "victim"), swept.along(other, measure)) for other in swept.others]
+    reference = _constant(REFERENCE, measure(found.reference or ""), swept.values)
+    return Panel(words, [*lines, *reference], percent)
 
 
 def _named(swept: Swept, other: Value | None, alone: str) -> str:
     if other is None:
         return alone
-    return f"{FIELDS.get(swept.other or '', swept.other)} {other:g}" if isinstance(other, float) else str(other)
+    return f"{_field(swept.other or '')} {f'{other:g}' if isinstance(other, float) else other}"
+
+
+def _field(name: str) -> str:
+    return FIELDS.get(name, name)
 
 
 def _suffix(swept: Swept, other: Value | None) -> str:
@@ -226,20 +256,8 @@ def _constant(label: str, value: Estimate | None, values: Sequence[Value]) -> li
     return [Line(label, [value] * len(values), dashed=True)] if value else []
 
 
-def _of_victim(found: Standings, metric: str) -> Callable[[str], Estimate | None]:
-    def measure(defense: str) -> Estimate | None:
-        cells = [cell for match in found.against(defense) for cell in match.cells]
-        return estimate(victim_by_seed(cells, metric))
-
-    return measure
-
-
-def _by_defense(found: Standings, attack: str) -> Callable[[str], Estimate | None]:
-    return lambda defense: _score(found.matches.get((defense, attack)))
-
-
-def _by_attack(found: Standings, defense: str) -> Callable[[str], Estimate | None]:
-    return lambda attack: _score(found.matches.get((defense, attack)))
+def _theft(found: Standings, defense: str, attack: str) -> Estimate | None:
+    return _score(found.matches.get((defense, attack)))
 
 
 def _score(match: Match | None) -> Estimate | None:

@@ -27,7 +27,7 @@ def flags(found: Standings, defense: Player, best: Match | None) -> tuple[str, .
 
 
 def _labels_suffice(found: Standings, defense: Player, best: Match | None) -> bool:
-    return best is not None and best.attack.method == LABELS_ONLY
+    return best is not None and best.attack.method == LABELS_ONLY and defense.method != REFERENCE
 
 
 def _too_lossy(found: Standings, defense: Player, best: Match | None) -> bool:
@@ -36,7 +36,7 @@ def _too_lossy(found: Standings, defense: Player, best: Match | None) -> bool:
 
 
 def _fickle(found: Standings, defense: Player, best: Match | None) -> bool:
-    cells = _cells(found, defense)
+    cells = _cells(found, defense.label)
     repeats = victim_by_seed(cells, "victim_repeat").values()
     return any(share < ALIKE for share in repeats) and not any(cell.stateful for cell in cells)
 
@@ -61,7 +61,7 @@ _FLAGS: Mapping[str, Callable[[Standings, Player, Match | None], bool]] = {
 
 def _masks(found: Standings, defense: Player) -> list[str]:
     """The attacks that ought to do worse than PGD with the weights known, and do better."""
-    cells = _cells(found, defense)
+    cells = _cells(found, defense.label)
     white_box = victim_by_seed(cells, WHITE_BOX)
     return [name for name, left in _weaker(found, defense, cells) if _beats(left, white_box)]
 
@@ -70,11 +70,12 @@ def _weaker(found: Standings, defense: Player, cells: Sequence[Cell]) -> Iterato
     """Accuracy left by each attack that is weaker by nature: one step, no gradient, somebody else's gradient."""
     yield "FGSM", victim_by_seed(cells, "victim_adv_fgsm")
     yield "Square", victim_by_seed(cells, "victim_adv_square")
-    served = victim_by_seed(cells, "victim_acc")
+    # A service that answers wrongly by itself is not fooled by anybody: its network is as good as the reference's.
+    normal, served = (victim_by_seed(own, "victim_acc") for own in (_cells(found, found.reference), cells))
     for match in found.against(defense.label):
         fooled = match.by_seed("transfer")
-        left = {seed: served[seed] * (1 - share) for seed, share in fooled.items() if seed in served}
-        yield f"transfer from {match.attack.label}", left
+        right = {seed: max(served[seed], normal.get(seed, 0)) for seed in fooled if seed in served}
+        yield f"transfer from {match.attack.label}", {seed: right[seed] * (1 - fooled[seed]) for seed in right}
 
 
 def _beats(left: BySeed, white_box: BySeed) -> bool:
@@ -87,5 +88,5 @@ def _surely_above(value: Estimate) -> bool:
     return value.half is not None and value.low > 0
 
 
-def _cells(found: Standings, defense: Player) -> list[Cell]:
-    return [cell for match in found.against(defense.label) for cell in match.cells]
+def _cells(found: Standings, defense: str | None) -> list[Cell]:
+    return [cell for match in found.against(defense or "") for cell in match.cells]

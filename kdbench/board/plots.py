@@ -68,13 +68,14 @@ def _plots(found: Standings, several: bool) -> list[Plot]:
         for name, (caption, has_numbers, make) in _KINDS.items()
         if has_numbers(found)
     ]
-    for role, players, make in (
+    for role, players, panels_of in (
         ("defense", found.defenses, curves.of_defense),
         ("attack", found.attacks, curves.of_attack),
     ):
         for swept in sweeps(role, players):
-            caption = f"{swept.method} along {swept.field}"
-            drawn.append(Plot(f"{swept.name}{suffix}", caption, partial(make, found, swept)))
+            if panels := panels_of(found, swept):
+                caption = f"{swept.method} along {swept.field}"
+                drawn.append(Plot(f"{swept.name}{suffix}", caption, partial(curves.along, found, swept, panels)))
     return drawn
 
 

@@ -27,13 +27,13 @@ _COLUMNS = (
 
 def published(found: Standings) -> Table:
     """Each published figure once; no rows where papers say nothing."""
-    rows: dict[tuple[str, str, str], Row] = {}
+    rows: dict[tuple[str, str, str, float], Row] = {}
     for match in [*found.matches.values(), *found.baselines]:
         for said in match.cells[0].published:
             about = match.defense.label if match.defense else NO_VICTIM
             attack = "the victim" if said.metric == OF_VICTIM else match.attack.label
-            ours = _ours(match, said.metric)
-            rows[about, attack, said.source] = {
+            ours = _ours(found, match, said.metric)
+            rows[about, attack, said.source, said.value] = {
                 "student": found.student,
                 "defense": about,
                 "attack": attack,
@@ -46,5 +46,9 @@ def published(found: Standings) -> Table:
     return Table("published", "Beside published figures", found.student, _COLUMNS, list(rows.values()), {})
 
 
-def _ours(match: Match, metric: str) -> Estimate | None:
-    return estimate(victim_by_seed(match.cells, metric)) if metric == OF_VICTIM else match.mean(metric)
+def _ours(found: Standings, match: Match, metric: str) -> Estimate | None:
+    """A victim is known from every attack that was played against it, even where this one was not."""
+    if metric != OF_VICTIM:
+        return match.mean(metric)
+    own = found.against(match.defense.label) if match.defense else [match]
+    return estimate(victim_by_seed([cell for each in own for cell in each.cells], metric))

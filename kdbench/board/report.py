@@ -17,6 +17,12 @@ from kdbench.board.tables import grid, markdown
 __all__ = ["leaderboards", "write_all", "write_report"]
 
 NAME = "README.md"
+FIGURES = {
+    "answers": "Answers",
+    "features": "Features",
+    "inverted": "Inverted images",
+}  # of victims, if they were drawn
+UNFOLDED = 4  # figures that are shown without being asked for
 
 Seconds = dict[str, dict[str, float]]
 """Seconds of distinct stages: kind -> stage -> seconds. Cells that share a stage share its cost."""
@@ -33,11 +39,14 @@ def write_all(folder: Path) -> None:
 
 
 def write_report(folder: Path) -> Path:
-    """Write the report into `folder`; its links need the plots of `plots.draw` and the pictures of the run."""
+    """Write the report into `folder`; its links need the plots of `plots.draw` and the pictures of the run.
+
+    Figures that `kdbench plot --figure` has drawn are shown as far as they are there.
+    """
     cells = results.read(folder)
     parts = [f"# Results: {cells[0].suite}", _GENERATED, *_played(cells)]
     parts += [markdown(board, level=2).rstrip() for board in boards(cells)]
-    parts += [*_plots(cells), *_pictures(cells), *_costs(cells), _HOW_TO_READ]
+    parts += [*_plots(cells), *_figures(folder), *_pictures(cells), *_costs(cells), _HOW_TO_READ]
     path = folder / NAME
     write_text(path, "\n\n".join(parts) + "\n")
     return path
@@ -119,14 +128,30 @@ def _plots(cells: Sequence[Cell]) -> list[str]:
     return ["## Plots", *drawn] if drawn else []
 
 
+def _figures(folder: Path) -> list[str]:
+    """The figures of victims that somebody has drawn into the folder."""
+    shown = [
+        f"![{words}: {path.stem.removeprefix(f'{name}-')}]({plots.FOLDER}/{quote(path.name)})"
+        for name, words in FIGURES.items()
+        for path in sorted((folder / plots.FOLDER).glob(f"{name}-*.png"))
+    ]
+    if len(shown) <= UNFOLDED:
+        return ["## Figures", *shown] if shown else []
+    return ["## Figures", _folded(f"{len(shown)} figures", shown)]
+
+
 def _pictures(cells: Iterable[Cell]) -> list[str]:
     """Each picture once, with the cell that it shows."""
     shown = {path: cell for cell in cells for path in cell.pictures}
     lines = [f"{_title(cell)}:\n\n![{_title(cell)}]({quote(path)})" for path, cell in sorted(shown.items())]
     if not lines:
         return []
-    pictures = "\n\n".join(lines)
-    return ["## Pictures", f"<details><summary>{len(lines)} pictures</summary>\n\n{pictures}\n\n</details>"]
+    return ["## Pictures", _folded(f"{len(lines)} pictures", lines)]
+
+
+def _folded(summary: str, parts: Iterable[str]) -> str:
+    body = "\n\n".join(parts)
+    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
 def _title(cell: Cell) -> str:

@@ -59,7 +59,8 @@ def _swept(role: str, method: str, players: Sequence[Player]) -> Swept | None:
         return None
     field, other = varying[0], varying[1] if len(varying) > 1 else None
     named = {(_value(p.fields[field]), _value(p.fields[other]) if other else None): p for p in players}
-    return Swept(role, method, field, other, named)
+    # Two lists of one length, or what no field tells apart, have one place for several players.
+    return Swept(role, method, field, other, named) if len(named) == len(players) else None
 
 
 def _value(value: Any) -> Value:

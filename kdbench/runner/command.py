@@ -13,6 +13,7 @@ from typing import Any
 from kdbench.board import results
 from kdbench.errors import KdbenchError
 from kdbench.runner import suite as suites
+from kdbench.runner.benchmark import with_yardstick
 from kdbench.runner.plan import Plan
 from kdbench.runner.profile import profile
 from kdbench.runner.session import PLAN, Endings, Options, Session
@@ -66,7 +67,7 @@ class Request:
 def run(suite: str, request: Request) -> int:
     """Play a suite, write and print its results; the exit code."""
     changes = request.tree()
-    played = suites.with_yardstick(suites.load(suite, changes))
+    played = with_yardstick(suites.load(suite, changes))
     session = Session(played, _options(played.name, changes, request), watcher(request.quiet))
     if request.dry_run:
         print(describe(session.plan(), session.store, session.jobs))

@@ -11,9 +11,9 @@ from kdbench.game.data import Owned
 from kdbench.game.fields import plain
 from kdbench.game.methods import Attack, Defense, Precision
 from kdbench.game.threat import Answers, ThreatModel
+from kdbench.runner.benchmark import Choice, Suite
 from kdbench.runner.sources import engine_digest, source_digest
 from kdbench.runner.store import digest, json_digest
-from kdbench.runner.suite import Choice, Suite
 
 SCHEMA = 2
 ROLES = (

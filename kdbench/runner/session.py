@@ -13,13 +13,14 @@ import torch
 
 from kdbench.board.results import FOLDER, Cell, Published, Status, write
 from kdbench.errors import KdbenchError
+from kdbench.game.data import Owned
 from kdbench.game.fields import plain
 from kdbench.game.methods import Precision
+from kdbench.runner.benchmark import Choice, Suite
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.matrix import Outcome, Terms, Watcher, data_digest, force, play
 from kdbench.runner.plan import Numerics, Plan, PlannedCell, data_stage, make_plan, player
 from kdbench.runner.store import Json, Store, replacing, sweep
-from kdbench.runner.suite import Choice, Suite
 
 PLAN = "plan.json"
 PICTURES = "pictures"
@@ -156,6 +157,8 @@ class _Recorder:
         return Status.DONE, ""
 
     def _published(self, planned: PlannedCell) -> list[Published]:
+        if not planned.defense and planned.owned != Owned():
+            return []  # papers train their baselines on all the data
         defense = planned.defense.label if planned.defense else ""
         suite, attack, student = self._plan.suite, planned.attack.label, planned.student
         said = (figure.of(defense, attack, student, suite.victim) for figure in suite.published)

@@ -11,39 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from kdbench import registry
-from kdbench.board.results import Published
 from kdbench.errors import KdbenchError, unknown
-from kdbench.game.fields import Checked, Count, Share, Whole, build, hints, plain
+from kdbench.game.fields import Checked, Count, Share, Whole, build, hints
 from kdbench.game.methods import Attack, Defense, Recipe
 from kdbench.game.robustness import Evasion
 from kdbench.game.threat import ThreatModel
-from kdbench.runner.sweep import Sweep, spread
+from kdbench.runner.benchmark import NO_DEFENSE, Choice, Figure, Suite, Tree
+from kdbench.runner.places import keys_of, line_of, parts
+from kdbench.runner.sweep import PLAYED, Sweep, spread
 
-Tree = dict[str, Any]
-NO_DEFENSE = "none"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A method as a benchmark names it: its label, the registered method behind it, and an instance with its fields.
-
-    recipe: what a defense changes in the victim's recipe for its own trainings. Attacks change nothing: same thief for all.
-    files: the fingerprint of the files of a data set that is not the same for everybody.
-    """
-
-    label: str
-    method: str
-    instance: Any
-    origin: str
-    recipe: Recipe | None = None
-    files: str = ""
-
-    @property
-    def fields(self) -> Tree:
-        """All hyper-parameters, defaults included."""
-        values: Tree = plain(self.instance)
-        return values
 
 
 @dataclass(frozen=True)
@@ -63,67 +40,10 @@ class _Rules(Checked):
 
 
 @dataclass(frozen=True)
-class Figure(Checked):
-    """`[[published]]`: an accuracy that a paper reports, of the student of a cell; without an attack, of the victim.
-
-    Without a defense it is a student's that was trained without the victim. evidence: how it is known, as in "code" (the
-    official repository), "paper", "issue" (a thread of its authors), "log" (somebody's run of the official code),
-    "secondary" (quoted elsewhere) or "memory" (read nowhere: shown as unverified, and never a gate).
-    """
-
-    accuracy: Share
-    source: str
-    evidence: Literal["code", "paper", "issue", "log", "secondary", "memory"]
-    defense: str = ""
-    attack: str = ""
-    student: str = ""
-    victim: str = ""
-
-    def of(self, defense: str, attack: str, student: str, victim: str) -> Published | None:
-        """What it says of the cell of these labels, if it is about that."""
-        said = (self.attack, self.student, self.victim)
-        if self.defense != defense or any(
-            a not in ("", b) for a, b in zip(said, (attack, student, victim), strict=True)
-        ):
-            return None
-        return Published("student_acc" if self.attack else "victim_acc", self.accuracy, self.source, self.evidence)
-
-
-@dataclass(frozen=True)
 class _Sides(Checked):
     """`[victim]` and `[student]`: the networks; the recipe stands in a table of its own."""
 
     networks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Who plays whom, on what, under which rules."""
-
-    name: str
-    title: str
-    dataset: Choice
-    seeds: tuple[int, ...]
-    tolerance: float
-    precision: str
-    threat: ThreatModel
-    evasion: Evasion
-    victim: str
-    victim_recipe: Recipe
-    students: tuple[str, ...]
-    student_recipes: Mapping[str, Recipe]
-    defenses: tuple[Choice, ...]
-    attacks: tuple[Choice, ...]
-    baselines: tuple[Choice, ...]
-    publics: tuple[Choice, ...] = ()
-    published: tuple[Figure, ...] = ()
-
-    def stamped(self, folder: Path) -> "Suite":
-        """The same suite, its data sets stamped with the fingerprint of their files below `folder`."""
-        dataset, *publics = (
-            replace(choice, files=choice.instance.fingerprint(folder)) for choice in (self.dataset, *self.publics)
-        )
-        return replace(self, dataset=dataset, publics=tuple(publics))
 
 
 TABLES = ("dataset", "threat", "victim", "student", "robustness", "defense", "attack", "sweep", "published")
@@ -146,7 +66,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
         raise KdbenchError(f"{file} is not TOML: {error}.") from None
     for path, value in (changes or {}).items():
         _put(tree, path, value)
-    return _Reader(file, text, tree, {_parts(path) for path in changes or {}}).suite()
+    return _Reader(file, text, tree, {parts(path) for path in changes or {}}).suite()
 
 
 def _text(name: str) -> tuple[str, str]:
@@ -174,7 +94,7 @@ def _folder() -> Traversable:
 
 def _put(tree: Tree, path: str, value: object) -> None:
     """Set the value at a dotted path, making tables on the way."""
-    *tables, key = _parts(path)
+    *tables, key = parts(path)
     for table in tables:
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):
@@ -192,10 +112,10 @@ class _Reader:
     def __init__(self, file: str, text: str, tree: Tree, changed: set[tuple[str, ...]]) -> None:
         self._file, self._text, self._tree, self._changed = file, text, tree, changed
         self._swept: dict[str, str] = {}
+        self._sweeps: list[Sweep] = []
 
     def suite(self) -> Suite:
-        with self._blame("sweep"):
-            self._swept = spread(self._tree, self._list(Sweep, "sweep"))
+        self._spread(self._rules())
         rules = self._rules()
         with self._blame("seeds"):
             seeds = _seeds(rules.seeds)
@@ -215,20 +135,47 @@ class _Reader:
             defenses=self._choices("defense", "defenses", rules.defenses, Defense),
             attacks=self._choices("attack", "attacks", rules.attacks, Attack),
             baselines=self._choices("attack", "baselines", rules.baselines, Attack),
-            published=tuple(self._list(Figure, "published")),
+            published=tuple(self._figures()),
         )
         self._check_others(suite)
         return replace(suite, publics=tuple(self._publics(suite)))
+
+    def _spread(self, rules: _Rules) -> None:
+        """Put the points of sweeps into the tree, also of methods that are played by default."""
+        sweeps = self._list(Sweep, "sweep")
+        for sweep in sweeps:
+            kind, label = sweep.method
+            self._get(kind, label)
+            for key in PLAYED[kind]:
+                self._tree.setdefault(key, list(getattr(rules, key)))
+            for path in sweep.paths:
+                if tuple(path) in self._changed:
+                    raise KdbenchError(f"{'.'.join(path)} is swept: change the sweep, or stop it by --set 'sweep=[]'.")
+        with self._blame("sweep"):
+            self._swept = spread(self._tree, sweeps)
+        self._sweeps = sweeps
 
     def _publics(self, suite: Suite) -> Iterator[Choice]:
         """The data sets that thieves draw queries from, each once."""
         wanted = {name: choice for choice in suite.attacks + suite.baselines for name in choice.instance.publics()}
         for name, attack in wanted.items():
-            with self._blame("attack", attack.label):
+            named = "attacks" if attack in suite.attacks else "baselines"
+            with self._blame(*(("attack", attack.label) if attack.label in self._get("attack") else (named,))):
                 if name == suite.dataset.method:
                     raise KdbenchError(f"attack.{attack.label} draws on '{name}', the data set that the game is about.")
-                entry = registry.find("dataset", name)
-                yield Choice(name, name, build(entry.load(), {}, "dataset"), entry.origin)
+                cls = registry.load("dataset", name)
+                yield Choice(name, name, build(cls, {}, "dataset"), registry.find("dataset", name).origin)
+
+    def _figures(self) -> Iterator[Figure]:
+        """What papers say; the names in it must be those of something, whether it is played or not."""
+        for figure in self._list(Figure, "published"):
+            with self._blame("published"):
+                for kind, label in (("defense", figure.defense), ("attack", figure.attack)):
+                    if label and label not in self._get(kind):
+                        registry.find(kind, label)
+                for network in filter(None, (figure.student, figure.victim)):
+                    registry.find("model", network)
+            yield figure
 
     def _list(self, cls: type[T], key: str) -> list[T]:
         """The tables of an array of tables, such as `[[sweep]]`."""
@@ -286,14 +233,14 @@ class _Reader:
         for name in self._get("student", "recipes"):
             with self._blame("student", "recipes", name):
                 registry.find("model", name)
-        common = self._get("student", "recipe")
+        common, students = self._get("student", "recipe"), self._side("student")
         self._table(Recipe, "student", "recipe")
         recipes = {}
-        for name in self._side("student"):
+        for name in dict.fromkeys((*students, *self._get("student", "recipes"))):
             with self._blame("student", "recipes", name):
                 changes = self._get("student", "recipes", name)
                 recipes[name] = build(Recipe, {**common, **changes}, f"student.recipes.{name}")
-        return recipes
+        return {name: recipes[name] for name in students}
 
     def _spelling(self, side: str) -> str:
         """Whether the networks of a side stand under `network` or `networks`; what was changed counts."""
@@ -338,6 +285,8 @@ class _Reader:
             choice = Choice(label, method, build(cls, values, f"{kind}.{label}"), entry.origin, recipe)
             for name in choice.instance.networks() if kind == "attack" else ():
                 registry.find("model", name)
+            for name in choice.instance.publics() if kind == "attack" and label in self._get(kind) else ():
+                registry.find("dataset", name)
         return choice
 
     def _own_recipe(self, label: str) -> Recipe:
@@ -380,11 +329,15 @@ class _Reader:
     def _place(self, place: tuple[str, ...]) -> str:
         """File and line of a place, as the beginning of a sentence; empty when it comes from the command line."""
         place = tuple(self._swept.get(name, name) for name in place)
-        written = place in (key for _, key in _keys(self._text))
+        written = place in (key for _, key in keys_of(self._text))
+        made_by = [number for number, sweep in enumerate(self._sweeps) if list(place) in sweep.paths]
+        if made_by and not written:
+            headers = [line for line, key in keys_of(self._text) if key == ("sweep",)]
+            return f"{self._file}, line {headers[made_by[0]]}: " if len(headers) > made_by[0] else ""
         made = any(place[: len(change)] == change or change[: len(place)] == place for change in self._changed)
         if place in self._changed or (made and not written):
             return ""
-        line = _line(self._text, place)
+        line = line_of(self._text, place)
         return f"{self._file}, line {line}: " if line else f"{self._file}: "
 
 
@@ -393,37 +346,3 @@ def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
     if not seeds or len(set(seeds)) < len(seeds):
         raise KdbenchError(f"seeds must be a number of seeds or a list of different ones, not {list(seeds)}.")
     return seeds
-
-
-def _line(text: str, path: tuple[str, ...]) -> int | None:
-    """The line (from 1) of the key or table at `path` in a TOML text, else of something in it, else of what holds it."""
-    for depth in range(len(path), 0, -1):
-        found = [(len(key), number) for number, key in _keys(text) if key[:depth] == path[:depth]]
-        if found:
-            return min(found)[1]
-    return None
-
-
-def _keys(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """The lines (from 1) on which a table or a key begins, each with its full path."""
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
-            table = _parts(header[1])
-            yield number, table
-        elif key := re.match(r"\s*([\w.\"'+-]+)\s*=", line):
-            yield number, (*table, *_parts(key[1]))
-
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    """The names in a dotted key; a quoted one may hold dots."""
-    return tuple("".join(names) for names in re.findall(r"""\"([^"]*)\"|'([^']*)'|([^."'\s]+)""", dotted)) or (dotted,)
-
-
-def with_yardstick(suite: Suite) -> Suite:
-    """The suite with `none` among its defenses: protection and utility loss are measured against it."""
-    if any(choice.method == NO_DEFENSE for choice in suite.defenses):
-        return suite
-    entry = registry.find("defense", NO_DEFENSE)
-    yardstick = Choice(NO_DEFENSE, NO_DEFENSE, entry.load()(), entry.origin)
-    return replace(suite, defenses=(yardstick, *suite.defenses))

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.game.fields import Checked
+from kdbench.runner.places import parts
 
 Tree = dict[str, Any]
 PLAYED = {"defense": ("defenses",), "attack": ("attacks", "baselines")}
@@ -42,7 +43,7 @@ class Sweep(Checked):
     @property
     def paths(self) -> list[list[str]]:
         """The names on the way to each field that varies."""
-        return [path.split(".") for path in ([self.vary] if isinstance(self.vary, str) else self.vary)]
+        return [list(parts(path)) for path in ([self.vary] if isinstance(self.vary, str) else self.vary)]
 
     @property
     def method(self) -> tuple[str, str]:
@@ -63,22 +64,33 @@ class Sweep(Checked):
 def spread(tree: Tree, sweeps: Sequence[Sweep]) -> dict[str, str]:
     """Write into `tree` a table for each point of each sweep, and play them instead of the swept label.
 
-    Returns the label that each new one was made of. A label that is not played stays as it is. Raises `KdbenchError` for
-    two points with one label.
+    Returns the label that each new one was made of. Of a label that is not played the tables are made all the same, so
+    that mistakes in them are found. Raises `KdbenchError` for two points with one label, a field that is swept twice, and
+    a point that has a table already.
     """
     origins: dict[str, str] = {}
+    _once([path for sweep in sweeps for path in sweep.paths])
     for sweep in sweeps:
         kind, label = sweep.method
-        for old in [old for old in _played(tree, kind) if old == label or origins.get(old) == label]:
-            tables = tree.setdefault(kind, {})
+        tables = tree.setdefault(kind, {})
+        known = dict.fromkeys((*_played(tree, kind), *origins))
+        for old in [old for old in known if old == label or origins.get(old) == label] or [label]:
             points = {f"{old}{ending}": fields for ending, fields in sweep.points()}
             if len(points) < len(sweep.values):
                 raise KdbenchError(f"the sweep of {'.'.join(sweep.paths[0])} has two points of one label.")
             for new, fields in points.items():
+                if new in tables:
+                    raise KdbenchError(f"{kind}.{new} is a point of a sweep: it has no table of its own.")
                 tables[new] = _table(tables.get(old, {}), label, fields)
                 origins[new] = label
             _replace(tree, kind, old, list(points))
     return origins
+
+
+def _once(paths: list[list[str]]) -> None:
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise KdbenchError(f"{'.'.join(twice[0])} is swept twice.")
 
 
 def _played(tree: Tree, kind: str) -> list[str]:
@@ -98,6 +110,8 @@ def _table(base: Tree, method: str, fields: list[tuple[list[str], Any]]) -> Tree
         inner = table
         for name in tables:
             inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise KdbenchError(f"{method}: '{'.'.join(path)}' cannot be swept: '{name}' is a value, not a table.")
         inner[key] = value
     return table
 

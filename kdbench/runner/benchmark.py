@@ -1,0 +1,110 @@
+"""A benchmark, typed: who plays whom, on what, under which rules, and what papers say of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from kdbench import registry
+from kdbench.board.results import Published
+from kdbench.errors import KdbenchError
+from kdbench.game.fields import Checked, Share, plain
+from kdbench.game.methods import Recipe
+from kdbench.game.robustness import Evasion
+from kdbench.game.threat import ThreatModel
+
+Tree = dict[str, Any]
+NO_DEFENSE = "none"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method as a benchmark names it: its label, the registered method behind it, and an instance with its fields.
+
+    recipe: what a defense changes in the victim's recipe for its own trainings. Attacks change nothing: same thief for all.
+    files: the fingerprint of the files of a data set that is not the same for everybody.
+    """
+
+    label: str
+    method: str
+    instance: Any
+    origin: str
+    recipe: Recipe | None = None
+    files: str = ""
+
+    @property
+    def fields(self) -> Tree:
+        """All hyper-parameters, defaults included."""
+        values: Tree = plain(self.instance)
+        return values
+
+
+@dataclass(frozen=True)
+class Figure(Checked):
+    """`[[published]]`: an accuracy that a paper reports, of the student of a cell; without an attack, of the victim.
+
+    Without a defense it is a student's that was trained without the victim. evidence: how it is known, as in "code" (the
+    official repository), "paper", "issue" (a thread of its authors), "log" (somebody's run of the official code),
+    "secondary" (quoted elsewhere) or "memory" (read nowhere: shown as unverified, and never a gate).
+    """
+
+    accuracy: Share
+    source: str
+    evidence: Literal["code", "paper", "issue", "log", "secondary", "memory"]
+    defense: str = ""
+    attack: str = ""
+    student: str = ""
+    victim: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.defense and not self.attack:
+            raise KdbenchError("published: name a defense, for its victim, or an attack, for its student, or both.")
+
+    def of(self, defense: str, attack: str, student: str, victim: str) -> Published | None:
+        """What it says of the cell of these labels, if it is about that."""
+        said = (self.attack, self.student, self.victim)
+        if self.defense != defense or any(
+            a not in ("", b) for a, b in zip(said, (attack, student, victim), strict=True)
+        ):
+            return None
+        return Published("student_acc" if self.attack else "victim_acc", self.accuracy, self.source, self.evidence)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Who plays whom, on what, under which rules."""
+
+    name: str
+    title: str
+    dataset: Choice
+    seeds: tuple[int, ...]
+    tolerance: float
+    precision: str
+    threat: ThreatModel
+    evasion: Evasion
+    victim: str
+    victim_recipe: Recipe
+    students: tuple[str, ...]
+    student_recipes: Mapping[str, Recipe]
+    defenses: tuple[Choice, ...]
+    attacks: tuple[Choice, ...]
+    baselines: tuple[Choice, ...]
+    publics: tuple[Choice, ...] = ()
+    published: tuple[Figure, ...] = ()
+
+    def stamped(self, folder: Path) -> "Suite":
+        """The same suite, its data sets stamped with the fingerprint of their files below `folder`."""
+        dataset, *publics = (
+            replace(choice, files=choice.instance.fingerprint(folder)) for choice in (self.dataset, *self.publics)
+        )
+        return replace(self, dataset=dataset, publics=tuple(publics))
+
+
+def with_yardstick(suite: Suite) -> Suite:
+    """The suite with `none` among its defenses: protection and utility loss are measured against it."""
+    if any(choice.method == NO_DEFENSE for choice in suite.defenses):
+        return suite
+    entry = registry.find("defense", NO_DEFENSE)
+    yardstick = Choice(NO_DEFENSE, NO_DEFENSE, entry.load()(), entry.origin)
+    return replace(suite, defenses=(yardstick, *suite.defenses))

@@ -1,0 +1,409 @@
+"""The second network that a service needs: made once for a victim, kept, and handed to whoever serves."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import blobs
+from kdbench import registry
+from kdbench.api import Context, Defense, KdbenchError, Service
+from kdbench.board.report import write_report
+from kdbench.board.results import Status
+from kdbench.runner.benchmark import Suite
+from kdbench.runner.checkpoint import load_tensors
+from kdbench.runner.journal import Journal
+from kdbench.runner.plan import ROLES, Plan, PlannedCell, Stage
+from kdbench.runner.stages import WEIGHTS, Crew, Desk, open_service, run_stage
+from kdbench.runner.store import Store, file_digest
+from runs import Json, Played, Recorder, cell, numbers, run
+
+REDIRECTION, MISINFORMATION = "gradient-redirection", "adaptive-misinformation"
+EQUIPPED: Json = {
+    "precision": "fp32",
+    "defenses": ["none", "stingy", REDIRECTION, MISINFORMATION],
+    "attacks": ["kd", "partial-kd"],
+    "baselines": ["hard-label"],
+    f"defense.{REDIRECTION}.epochs": 1,
+}
+DIVERGES: Json = {f"defense.{REDIRECTION}.recipe.lr": 1e30}
+
+
+# What is planned
+
+
+def served(plan: Plan, defense: str) -> list[PlannedCell]:
+    """The cells of a defense."""
+    return [c for c in plan.cells if c.defense and c.defense.label == defense]
+
+
+def labels(plan: Plan, kind: str) -> list[str]:
+    return [stage.label for stage in plan.stages.values() if stage.kind == kind]
+
+
+def test_a_defense_with_a_companion_is_equipped_once_for_each_victim(plan: Callable[..., Plan]) -> None:
+    """Whatever the number of students and attacks: here are two such defenses and two seeds."""
+    found = plan({**EQUIPPED, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
+    assert sorted(labels(found, "equip")) == [
+        f"equip {defense}, seed {seed}" for defense in (MISINFORMATION, REDIRECTION) for seed in (0, 1)
+    ]
+    kinds = Counter(stage.kind for stage in found.stages.values())
+    assert (kinds["train"], kinds["harden"], kinds["equip"]) == (2, 2, 4)
+
+
+def test_one_without_gets_none(plan: Callable[..., Plan]) -> None:
+    assert labels(plan(), "equip") == []
+    found = plan(EQUIPPED)
+    for defense in ("none", "stingy"):
+        assert all("equip" not in one.stages for one in served(found, defense))
+    assert not any("equip" in one.stages for one in found.cells if one.defense is None)
+
+
+def test_all_thefts_and_scores_of_the_defense_build_on_its_stage(plan: Callable[..., Plan]) -> None:
+    found = plan(EQUIPPED)
+    for defense in (REDIRECTION, MISINFORMATION):
+        [key] = {one.stages["equip"] for one in served(found, defense)}
+        above = {one.stages[role] for one in served(found, defense) for role in ("steal", "score", "audit")}
+        assert above == {stage.key for stage in found.stages.values() if key in stage.inputs}
+        assert all(found.stages[name].spec["victim"]["companion"] == key for name in above)
+    assert found.stages[cell(found, "stingy", "kd").stages["steal"]].spec["victim"]["companion"] == ""
+
+
+def test_a_companion_is_made_for_the_model_that_is_deployed(plan: Callable[..., Plan]) -> None:
+    found = plan(EQUIPPED)
+    for defense, kind in ((REDIRECTION, "train"), (MISINFORMATION, "harden")):
+        stages = cell(found, defense, "kd").stages
+        assert stages["harden"].split("/")[0] == kind
+        assert found.stages[stages["equip"]].spec["victim"] == stages["harden"]
+        assert set(found.stages[stages["equip"]].inputs) == {found.stages[stages["train"]].inputs[0], stages["harden"]}
+
+
+def test_a_cell_names_its_stages_in_the_order_in_which_they_can_fail(plan: Callable[..., Plan]) -> None:
+    stages = cell(plan(EQUIPPED), MISINFORMATION, "kd").stages
+    assert tuple(stages) == ROLES == ("train", "harden", "equip", "steal", "score", "audit")
+
+
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [
+        ({f"defense.{REDIRECTION}.epsilon": 0.5}, True),
+        ({f"defense.{REDIRECTION}.epochs": 3}, True),
+        ({f"defense.{REDIRECTION}.recipe.lr": 0.5}, True),
+        ({"victim.recipe.lr": 0.5}, True),
+        ({"victim.network": "mini-16"}, True),
+        ({f"defense.{REDIRECTION}.recipe.lr": 0.05}, False),
+        ({f"defense.{MISINFORMATION}.nu": 9}, False),
+        ({f"defense.{MISINFORMATION}.recipe.lr": 0.5}, False),
+        ({"student.recipe.lr": 0.5}, False),
+        ({"student.network": "mini-16"}, False),
+        ({"attack.kd.alpha": 0.5}, False),
+        ({"threat.budget": 1000}, False),
+        ({"threat.data": 0.5}, False),
+        ({"robustness.level": "fast"}, False),
+    ],
+    ids=str,
+)
+def test_its_key_says_what_it_was_made_by_and_no_more(plan: Callable[..., Plan], change: Json, anew: bool) -> None:
+    before, after = (cell(plan(changes), REDIRECTION, "kd").stages for changes in (EQUIPPED, EQUIPPED | change))
+    assert (before["equip"] != after["equip"]) == anew
+    assert before["audit"] != after["audit"] or not anew
+
+
+def test_a_defense_that_only_equips_its_service_is_bypassed_by_who_has_the_weights(plan: Callable[..., Plan]) -> None:
+    found = plan({**EQUIPPED, "threat.answers": "weights", "attacks": ["kd", "deep-inversion"]})
+    bypassed = {(one.defense.label, one.attack.label) for one in found.cells if one.bypassed and one.defense}
+    assert bypassed == {("stingy", "deep-inversion"), (REDIRECTION, "deep-inversion")}
+
+
+# What a run makes of it
+
+
+@pytest.fixture(scope="module")
+def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """The tiny suite with two defenses that have a companion; nobody changes this folder."""
+    folder, watcher = tmp_path_factory.mktemp("equipped"), Recorder()
+    return Played(folder, run(tiny(EQUIPPED), folder, watcher), watcher)
+
+
+def test_a_run_with_companions_ends_well(played: Played) -> None:
+    assert played.watcher.problems == {}
+    assert {one.status for one in played.cells.values()} == {Status.DONE}
+    assert sorted(label for label in played.watcher.labels if label.startswith("equip")) == [
+        f"equip {MISINFORMATION}, seed 0",
+        f"equip {REDIRECTION}, seed 0",
+    ]
+
+
+def test_the_record_of_a_cell_has_its_stage_and_what_that_cost(played: Played) -> None:
+    for name, one in played.cells.items():
+        equipped = name.startswith((REDIRECTION, MISINFORMATION))
+        assert ("equip" in one.keys) == ("equip" in one.seconds) == equipped, name
+        if equipped:
+            assert one.seconds["equip"] == round(played.store.manifest(one.keys["equip"])["seconds"], 3)
+
+
+def test_the_report_says_what_equipping_costs(played: Played, tmp_path: Path) -> None:
+    shutil.copytree(played.folder / "out" / "cells", tmp_path / "cells")
+    cost = write_report(tmp_path).read_text(encoding="utf-8").partition("## Cost")[2].splitlines()
+    seconds = {one.defense.label: one.seconds for one in played.cells.values() if one.defense}
+    trained = [line for line in cost if line.startswith((f"| {REDIRECTION} |", f"| {MISINFORMATION} |"))]
+    assert "| Defense | Mean seconds to harden | Mean seconds to equip its service |" in cost
+    lying, steering = seconds[MISINFORMATION], seconds[REDIRECTION]
+    assert trained == [
+        f"| {MISINFORMATION} | {lying['harden']:,.2f} | {lying['equip']:,.2f} |",
+        f"| {REDIRECTION} | – | {steering['equip']:,.2f} |",
+    ]
+    total = lying["equip"] + steering["equip"]
+    assert f"| equip | 2 | {total:,.1f} | {total / 2:,.2f} |" in cost
+
+
+def test_a_run_again_equips_nobody_again(played: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
+    watcher = Recorder()
+    again = run(tiny({**EQUIPPED, "attacks": ["kd"]}), tmp_path, watcher, store=played.folder / "store")
+    assert watcher.labels == []
+    assert numbers(again).items() <= numbers(played.cells).items()
+
+
+def test_a_companion_that_fails_costs_the_cells_that_ask_it_and_they_say_why(
+    played: Played, tiny: Callable[..., Suite], tmp_path: Path
+) -> None:
+    watcher = Recorder()
+    cells = run(tiny(EQUIPPED | DIVERGES), played.copy(tmp_path), watcher)
+    reason, whose = "training diverged: the loss was not finite in epoch 0", REDIRECTION
+    assert watcher.problems == {f"equip {whose}, seed 0": reason}
+    thieves = ("hard-label", "kd", "partial-kd")
+    assert watcher.lost == {
+        f"score {whose}, seed 0",
+        *(f"{thief} from {whose}, seed 0" for thief in thieves),
+        *(f"score {thief} on {whose}, seed 0" for thief in thieves),
+    }
+    for name, one in cells.items():
+        if name.startswith(whose):
+            assert (one.status, one.reason, one.metrics) == (Status.FAILED, reason, {}), name
+        else:
+            assert numbers({name: one}) == numbers({name: played.cells[name]})
+
+
+def test_under_low_precision_a_run_with_companions_ends_well_too(tiny: Callable[..., Suite], tmp_path: Path) -> None:
+    """`fit` asks its teacher under autocast, in which torch's forward-mode derivatives of a convolution fail."""
+    changes = {
+        "precision": "bf16",
+        "defenses": ["none", REDIRECTION, MISINFORMATION],
+        "attacks": ["kd"],
+        "baselines": [],
+    }
+    watcher = Recorder()
+    run(tiny(EQUIPPED | changes), tmp_path, watcher)
+    assert watcher.problems == {}
+
+
+# What defenses are given
+
+
+@dataclass
+class Seen:
+    """What the defense below was given."""
+
+    makers: list[tuple[nn.Module, Context]] = field(default_factory=list)
+    servers: list[tuple[nn.Module, Context]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Squire(Defense):
+    """Its companion is a fresh network; it writes down what it gets."""
+
+    seen: ClassVar[Seen] = Seen()
+
+    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+        self.seen.makers.append((model, ctx))
+        return ctx.new_student()
+
+    def serve(self, model: nn.Module, ctx: Context) -> Service:
+        self.seen.servers.append((model, ctx))
+
+        def answer(x: Tensor) -> Tensor:
+            logits: Tensor = model(x)
+            return logits.log_softmax(dim=1)
+
+        return answer
+
+
+class Nobody(Squire):
+    """Says that it has a companion and makes none."""
+
+    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+        return None
+
+
+class Giant(Squire):
+    """Its companion is of another architecture."""
+
+    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+        return ctx.new_student("mini-16")
+
+
+class Broken(Squire):
+    """Its companion answers nothing that is a number."""
+
+    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+        made = ctx.new_student()
+        nn.init.constant_(next(made.parameters()), torch.inf)
+        return made
+
+
+@pytest.fixture(autouse=True)
+def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registers the defenses above under their names in lower case."""
+    extra: Json = {"squire": Squire, "nobody": Nobody, "giant": Giant, "broken": Broken}
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda kind, name: extra.get(name) or load(kind, name))
+    Squire.seen.makers.clear()
+    Squire.seen.servers.clear()
+
+
+@dataclass
+class Room:
+    """Where stages of the run above are played again, in this process, into a store that holds what they need."""
+
+    store: Store
+    folder: Path
+    attempts: int = 0
+
+    def desk(self, crew: Crew | None = None) -> Desk:
+        self.attempts += 1
+        out, work = (self.folder / f"{name}{self.attempts}" for name in ("out", "work"))
+        out.mkdir()
+        work.mkdir()
+        return Desk(self.store, out, Journal(out, work), "cpu", self.folder, crew)
+
+    def play(self, kind: str, spec: Any) -> Path:
+        """The folder that a stage of this specification fills."""
+        desk = self.desk()
+        run_stage(kind, spec, desk)
+        return desk.out
+
+
+@pytest.fixture
+def room(played: Played, tmp_path: Path) -> Room:
+    return Room(played.store, tmp_path)
+
+
+@pytest.fixture
+def stage(played: Played) -> Callable[[str], Stage]:
+    """A stage of the run above by its label."""
+    stages = {stage.label: stage for stage in played.watcher.finished}
+    return lambda label: stages[f"{label}, seed 0"]
+
+
+def as_(spec: Any, defense: str) -> Json:
+    """The specification of an equip stage with another defense."""
+    return {**spec, "defense": {"method": defense, "fields": {}, "source": ""}}
+
+
+def behind(spec: Any, defense: str, **changes: Any) -> Json:
+    """The specification of a theft or a score with another defense that serves."""
+    return {**spec, "victim": {**as_(spec["victim"], defense), **changes}}
+
+
+@pytest.mark.parametrize("whose", [REDIRECTION, MISINFORMATION])
+def test_the_stage_played_here_leaves_the_bits_that_a_worker_left(
+    played: Played, room: Room, stage: Callable[[str], Stage], whose: str
+) -> None:
+    equip = stage(f"equip {whose}")
+    files = {path.name: file_digest(path) for path in room.play("equip", equip.spec).iterdir()}
+    assert files == played.store.manifest(equip.key)["files"]
+    assert WEIGHTS in files
+
+
+@pytest.mark.parametrize(("whose", "deployed"), [(REDIRECTION, "train the victim"), (MISINFORMATION, "harden by")])
+def test_a_companion_is_made_from_the_deployed_model_and_the_owners_images(
+    played: Played, room: Room, stage: Callable[[str], Stage], whose: str, deployed: str
+) -> None:
+    label = deployed if whose == REDIRECTION else f"{deployed} {whose}"
+    room.play("equip", as_(stage(f"equip {whose}").spec, "squire"))
+    [(model, ctx)] = Squire.seen.makers
+    kept = load_tensors(played.store.path(stage(label).key) / WEIGHTS)
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    assert torch.equal(ctx.data.x, blobs().train.x)
+    assert ctx.companion is None
+    assert Squire.seen.servers == []
+
+
+def test_it_draws_other_numbers_and_starts_from_other_weights_than_hardening(
+    room: Room, stage: Callable[[str], Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def harden(self: Squire, victim: nn.Module, ctx: Context) -> nn.Module:
+        self.seen.makers.append((victim, ctx))
+        return ctx.new_student()
+
+    monkeypatch.setattr(Squire, "harden", harden)
+    drawn = []
+    for kind, label in (("harden", "harden by"), ("equip", "equip")):
+        room.play(kind, as_(stage(f"{label} {MISINFORMATION}").spec, "squire"))
+        ctx = Squire.seen.makers[-1][1]
+        fresh = torch.cat([weight.detach().flatten() for weight in ctx.new_student().parameters()])
+        drawn.append((ctx.seed, torch.rand(3, generator=ctx.generator), fresh))
+    (seed, random, weights), (other, others, fresh) = drawn
+    assert seed != other
+    assert not torch.equal(random, others)
+    assert not torch.equal(weights, fresh)
+
+
+@pytest.mark.parametrize("label", [f"kd from {REDIRECTION}", f"score kd on {REDIRECTION}", f"score {REDIRECTION}"])
+def test_who_serves_finds_the_kept_companion_in_eval_mode_without_gradients(
+    played: Played, room: Room, stage: Callable[[str], Stage], label: str
+) -> None:
+    """The one of the stage, whoever asks; nobody makes it again."""
+    room.play(stage(label).kind, behind(stage(label).spec, "squire"))
+    [(model, ctx)] = Squire.seen.servers
+    assert Squire.seen.makers == []
+    assert ctx.companion is not None
+    assert ctx.companion is not model
+    kept = load_tensors(played.store.path(stage(f"equip {REDIRECTION}").key) / WEIGHTS)
+    assert all(torch.equal(value, kept[name]) for name, value in ctx.companion.state_dict().items())
+    assert not any(module.training for module in ctx.companion.modules())
+    assert not any(weight.requires_grad for weight in ctx.companion.parameters())
+
+
+def test_a_service_without_a_companion_is_handed_none(room: Room, stage: Callable[[str], Stage]) -> None:
+    score = stage("score stingy")
+    room.play("score", behind(score.spec, "squire"))
+    [(_, ctx)] = Squire.seen.servers
+    assert ctx.companion is None
+
+
+@pytest.mark.parametrize(
+    ("defense", "said"),
+    [
+        ("nobody", "The companion of the defense 'nobody' must return a network, or not be overridden."),
+        ("giant", "The companion of the defense 'giant' must return a network of its side's architecture 'mini-8', "),
+        ("broken", "The companion of the defense 'broken' returned a network whose answers are not finite: "),
+    ],
+)
+def test_what_is_no_companion_is_refused(room: Room, stage: Callable[[str], Stage], defense: str, said: str) -> None:
+    with pytest.raises(KdbenchError) as caught:
+        room.play("equip", as_(stage(f"equip {REDIRECTION}").spec, defense))
+    assert str(caught.value).startswith(said)
+
+
+def test_those_who_are_served_together_share_a_service_only_with_the_same_companion(
+    played: Played, room: Room, stage: Callable[[str], Stage]
+) -> None:
+    theft = stage(f"kd from {REDIRECTION}").spec
+    desk, data = room.desk(Crew()), blobs().train
+    other = stage(f"equip {MISINFORMATION}").key
+    first, again = (open_service(behind(theft, "squire"), desk, data, "attacker") for _ in range(2))
+    second = open_service(behind(theft, "squire", companion=other), desk, data, "attacker")
+    assert first == again
+    assert first[0] is not second[0]
+    assert len(Squire.seen.servers) == 2
+    one, two = (ctx.companion for _, ctx in Squire.seen.servers)
+    assert one is not None
+    assert two is not None
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

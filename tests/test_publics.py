@@ -1,0 +1,370 @@
+"""Public data sets: who may draw on which, in what shape they come, and what of them a result depends on."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_suite import GOOD, complaint, read
+from torch import Tensor, nn
+
+from helpers import blobs
+from kdbench import registry
+from kdbench.api import Answers, Attack, Context, KdbenchError, Oracle, Owned
+from kdbench.board.results import Status
+from kdbench.game.data import fitted
+from kdbench.runner.benchmark import Suite
+from kdbench.runner.checkpoint import load_tensors
+from kdbench.runner.journal import Journal
+from kdbench.runner.plan import Numerics, Plan, data_stage, make_plan
+from kdbench.runner.stages import TENSORS, Desk, run_stage
+from kdbench.runner.store import Store
+from kdbench.zoo.photos import Photos
+from runs import DUEL, Json, Played, Recorder, cell, numbers, run
+
+PHOTOS = 20_000
+POOLED: Json = {**DUEL, "attacks": ["knockoff"], "attack.knockoff.queries": 64}
+KNOCKOFF = GOOD.replace('"kd"', '"knockoff"')
+
+
+# Images in another shape
+
+
+def test_images_of_the_right_shape_stay_as_they_are() -> None:
+    x = torch.rand(5, 3, 6, 7)
+    assert torch.equal(fitted(x, (3, 6, 7)), x)
+    assert torch.equal(fitted(x[:, :2], (2, 6, 7)), x[:, :2])
+
+
+def test_grey_images_become_colours_that_are_grey() -> None:
+    x = torch.rand(5, 1, 8, 8)
+    assert torch.equal(fitted(x, (3, 8, 8)), torch.cat([x, x, x], dim=1))
+
+
+def test_colours_become_their_luminance() -> None:
+    """ITU-R BT.601: red 0.299, green 0.587, blue 0.114."""
+    pure = torch.eye(4, 3)[:, :, None, None].expand(-1, -1, 2, 2)
+    pure = torch.cat([pure, torch.ones(1, 3, 2, 2)])
+    expected = torch.tensor([0.299, 0.587, 0.114, 0.0, 1.0]).reshape(5, 1, 1, 1).expand(-1, 1, 2, 2)
+    torch.testing.assert_close(fitted(pure, (1, 2, 2)), expected)
+
+
+def test_there_and_back_grey_stays_grey() -> None:
+    x = torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(fitted(fitted(x, (3, 8, 8)), (1, 8, 8)), x)
+
+
+def test_a_fine_pattern_becomes_grey_and_no_coarse_one() -> None:
+    """A chessboard of single pixels at half the size: without a filter it would come out black, white or striped."""
+    chess = ((torch.arange(16)[:, None] + torch.arange(16)) % 2).float().reshape(1, 1, 16, 16)
+    small = fitted(chess, (1, 8, 8))
+    assert (small - 0.5).abs().max() < 0.02
+
+
+@given(
+    st.sampled_from([(1, 1), (1, 3), (3, 1), (3, 3), (4, 4)]),
+    st.tuples(*[st.integers(1, 20)] * 4),
+    st.sampled_from([0.0, 1.0, 0.3]),
+)
+def test_whatever_the_shape_images_are_of_it_and_in_range(
+    channels: tuple[int, int], sides: tuple[int, int, int, int], level: float
+) -> None:
+    """An image of one colour keeps it; none leaves [0,1]."""
+    before, shape = (channels[0], *sides[:2]), (channels[1], *sides[2:])
+    even, wild = torch.full((2, *before), level), torch.rand(2, *before).round()
+    x = fitted(torch.cat([even, wild]), shape)
+    assert x.shape == (4, *shape)
+    assert x.is_contiguous()
+    assert x.amin() >= 0
+    assert x.amax() <= 1
+    torch.testing.assert_close(x[:2], torch.full((2, *shape), level), atol=1e-5, rtol=0)
+
+
+def test_no_images_are_no_images_in_any_shape() -> None:
+    assert fitted(torch.rand(0, 3, 32, 32), (1, 8, 8)).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("own", "asked"), [(2, 3), (3, 2), (1, 2), (4, 3), (4, 1)])
+def test_channels_of_which_nothing_is_known_are_refused(own: int, asked: int) -> None:
+    said = rf"^images of {own} channels cannot be made to have {asked}; 1 and 3 can\.$"
+    with pytest.raises(KdbenchError, match=said):
+        fitted(torch.rand(2, own, 8, 8), (asked, 8, 8))
+
+
+# What a file says
+
+
+def test_a_suite_has_each_pool_of_its_thieves_once(tmp_path: Path) -> None:
+    text = GOOD.replace('"kd"', '"knockoff", "hunter", "kd", "digital"') + (
+        '[attack.hunter]\nmethod = "knockoff"\npolicy = "adaptive"\n'
+        '[attack.digital]\nmethod = "knockoff"\npool = "digits"\n'
+    )
+    suite = read(tmp_path, text)
+    assert [(c.label, c.method, c.instance) for c in suite.publics if c.label == "photos"] == [
+        ("photos", "photos", Photos())
+    ]
+    assert sorted(choice.label for choice in suite.publics) == ["digits", "photos"]
+    assert read(tmp_path, GOOD).publics == ()
+    assert read(tmp_path, text, {"attacks": ["kd"]}).publics == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ('[attack.knockoff]\npool = "blobs"\n', 10, "attack.knockoff draws on 'blobs', the data set that the game is "),
+        ('[attack.knockoff]\npool = "photoz"\n', 10, "There is no dataset 'photoz'. Did you mean 'photos'? Known: "),
+        ('[attack.knockoff]\npool = ""\n', 10, "There is no dataset ''. Known: "),
+    ],
+)
+def test_a_pool_that_cannot_be_is_named_with_the_line_of_who_wants_it(
+    tmp_path: Path, text: str, line: int, said: str
+) -> None:
+    assert complaint(tmp_path, KNOCKOFF + text).startswith(f"mine.toml, line {line}: {said}")
+
+
+def test_the_data_set_of_the_game_is_no_pool_however_it_is_written(tmp_path: Path) -> None:
+    text = KNOCKOFF.replace('"blobs"', '{ name = "blobs", noise = 1 }') + '[attack.knockoff]\npool = "blobs"\n'
+    assert "draws on 'blobs'" in complaint(tmp_path, text)
+    assert "draws on 'photos'" in complaint(tmp_path, KNOCKOFF, {"dataset": "photos"})
+
+
+def test_a_pool_from_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    said = complaint(tmp_path, KNOCKOFF, {"attack.knockoff.pool": "photoz"})
+    assert said.startswith("There is no dataset 'photoz'. Did you mean 'photos'? ")
+
+
+@pytest.mark.parametrize("other", ["", "[attack.partial-kd]\nfraction = 0.1\n"])
+def test_a_pool_by_default_that_cannot_be_is_blamed_on_the_line_that_names_its_thief(
+    tmp_path: Path, other: str
+) -> None:
+    said = complaint(tmp_path, KNOCKOFF.replace('"blobs"', '"photos"') + other)
+    assert said.startswith("mine.toml, line 2: attack.knockoff draws on 'photos'")
+
+
+def test_a_pool_of_a_thief_that_does_not_play_must_be_right_all_the_same(tmp_path: Path) -> None:
+    assert "photoz" in complaint(tmp_path, GOOD + '[attack.knockoff]\npool = "photoz"\n')
+
+
+def test_a_pool_that_lacks_its_argument_is_found_before_any_training(tmp_path: Path) -> None:
+    assert "imagefolder:PATH" in complaint(tmp_path, KNOCKOFF + '[attack.knockoff]\npool = "imagefolder"\n')
+
+
+@dataclass(frozen=True)
+class Stamped(Photos):
+    """Photos whose files are not the same for everybody."""
+
+    def fingerprint(self, folder: Path) -> str:
+        return f"{folder.name}-{self.images}"
+
+
+def test_a_suite_is_stamped_with_the_files_of_all_its_data_sets(tmp_path: Path) -> None:
+    suite = read(tmp_path, KNOCKOFF)
+    own, pool = (replace(one, instance=Stamped(images=n)) for one, n in ((suite.dataset, 3), (suite.publics[0], 5)))
+    suite = replace(suite, dataset=own, publics=(pool,))
+    stamped = suite.stamped(tmp_path / "here")
+    assert (stamped.dataset.files, [one.files for one in stamped.publics]) == ("here-3", ["here-5"])
+    assert replace(stamped, dataset=own, publics=(pool,)) == suite
+    moved = suite.stamped(tmp_path / "there")
+    for before, after in ((stamped.dataset, moved.dataset), (stamped.publics[0], moved.publics[0])):
+        assert data_stage(before).key != data_stage(after).key
+    assert [one.files for one in read(tmp_path, KNOCKOFF).stamped(tmp_path).publics] == [""]
+
+
+# What is planned
+
+
+@pytest.fixture
+def pooled(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
+    """Plans the tiny suite with thieves that draw on pools, of made-up content."""
+
+    def make(changes: Mapping[str, Any] | None = None, content: str = "p", **contents: str) -> Plan:
+        suite = tiny({"attacks": ["kd", "knockoff"], **(changes or {})})
+        publics = {choice.label: contents.get(choice.label, content) for choice in suite.publics}
+        return make_plan(suite, Numerics(), "d", publics)
+
+    return make
+
+
+TWO: Json = {"attacks": ["kd", "knockoff", "hunter"], "attack.hunter": {"method": "knockoff", "policy": "adaptive"}}
+
+
+def test_a_pool_is_read_once_and_only_thefts_that_draw_on_it_build_on_it(pooled: Callable[..., Plan]) -> None:
+    found = pooled({**TWO, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
+    assert Counter(stage.label for stage in found.stages.values() if stage.kind == "data") == {
+        "read blobs": 1,
+        "read photos": 1,
+    }
+    [pool] = [key for key, stage in found.stages.items() if stage.label == "read photos"]
+    drawing = {one.stages["steal"] for one in found.cells if one.attack.method == "knockoff"}
+    assert drawing == {key for key, stage in found.stages.items() if pool in stage.inputs}
+    assert len(drawing) == 2 * 3 * 2 * 2
+    for key, stage in found.stages.items():
+        if stage.kind == "steal":
+            assert stage.spec["publics"] == ({"photos": {"key": pool, "digest": "p"}} if key in drawing else {})
+
+
+def test_a_pool_comes_before_the_thefts_that_draw_on_it(pooled: Callable[..., Plan]) -> None:
+    before: set[str] = set()
+    for key, stage in pooled(TWO).stages.items():
+        assert set(stage.inputs) <= before
+        before.add(key)
+
+
+def test_a_pool_is_read_as_the_data_set_of_a_game_is(pooled: Callable[..., Plan], tiny: Callable[..., Suite]) -> None:
+    about = tiny({"dataset": "photos"}).dataset
+    assert data_stage(about).key in pooled().stages
+
+
+def test_the_content_of_a_pool_is_part_of_the_keys_of_its_thefts(pooled: Callable[..., Plan]) -> None:
+    before, after = pooled(), pooled(content="q")
+    anew = {stage.label for key, stage in after.stages.items() if key not in before.stages}
+    defenses = ("none", "nasty", "stingy")
+    assert anew == {f"{text} {one}, seed 0" for text in ("knockoff from", "score knockoff on") for one in defenses}
+    assert len(before.stages) == len(after.stages)
+
+
+def test_each_pool_counts_for_its_own_thieves(pooled: Callable[..., Plan]) -> None:
+    two = {"attacks": ["knockoff", "digital"], "attack.digital": {"method": "knockoff", "pool": "digits"}}
+    before, after = pooled(two), pooled(two, digits="q")
+    for attack, same in (("knockoff", True), ("digital", False)):
+        keys = [cell(found, "none", attack).stages["steal"] for found in (before, after)]
+        assert (keys[0] == keys[1]) is same, attack
+
+
+def test_a_thief_that_owns_nothing_but_a_pool_has_no_baseline_of_its_own(pooled: Callable[..., Plan]) -> None:
+    found = pooled({"attacks": ["knockoff"]})
+    assert cell(found, "none", "knockoff").owned == Owned(fraction=0.0)
+    assert {one.owned.fraction for one in found.cells if one.defense is None} == {1.0}
+    assert not cell(pooled({"threat.data": 0}), "none", "knockoff").skipped
+
+
+# What a run makes of it
+
+
+@pytest.fixture(scope="module")
+def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """A duel of a thief that draws on photographs; nobody changes this folder."""
+    folder, watcher = tmp_path_factory.mktemp("pooled"), Recorder()
+    return Played(folder, run(tiny(POOLED), folder, watcher), watcher)
+
+
+def test_a_thief_with_a_pool_ends_well(played: Played) -> None:
+    assert played.watcher.problems == {}
+    [(name, found)] = played.cells.items()
+    assert name == "none--knockoff--mini-8--seed0"
+    assert (found.status, found.metrics["queries"], found.metrics["steal.asked"]) == (Status.DONE, 64, 64)
+    assert found.attack.fields["pool"] == "photos"
+    assert sorted(played.watcher.labels) == [
+        "knockoff from none, seed 0",
+        "read blobs",
+        "read photos",
+        "score knockoff on none, seed 0",
+        "score none, seed 0",
+        "train the victim, seed 0",
+    ]
+
+
+def test_a_pool_that_was_read_is_not_read_again(played: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
+    watcher = Recorder()
+    again = run(tiny({**POOLED, "attack.knockoff.queries": 32}), played.copy(tmp_path), watcher)
+    assert sorted(watcher.labels) == ["knockoff from none, seed 0", "score knockoff on none, seed 0"]
+    assert [one.metrics["queries"] for one in again.values()] == [32]
+    watcher = Recorder()
+    forced = run(tiny(POOLED), tmp_path / "forced", watcher, store=tmp_path / "store", force=True)
+    assert not [label for label in watcher.labels if label.startswith("read")]
+    assert numbers(forced) == numbers(played.cells)
+
+
+def test_a_pool_whose_files_are_missing_is_said_before_any_training(
+    played: Played, tiny: Callable[..., Suite], tmp_path: Path
+) -> None:
+    watcher = Recorder()
+    folder = played.copy(tmp_path)
+    with pytest.raises(KdbenchError, match="cifar-10"):
+        run(tiny({**POOLED, "attack.knockoff.pool": "cifar10"}), folder, watcher, data_folder=tmp_path / "empty")
+    assert watcher.labels == ["read cifar10"]
+    assert Store(folder / "store").published() == played.store.published()
+
+
+# What a thief is given
+
+
+@dataclass
+class Found:
+    """What the thief below saw."""
+
+    contexts: list[Context] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tourist(Attack):
+    """Looks at what it is given, and steals nothing."""
+
+    needs: ClassVar[Answers] = Answers.LABEL
+    found: ClassVar[Found] = Found()
+
+    def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
+        self.found.contexts.append(ctx)
+        return ctx.new_student()
+
+
+@pytest.fixture
+def given_to(played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
+    """What a thief gets whose theft is like the one that was played, but for some fields of its specification."""
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda kind, name: Tourist if name == "tourist" else load(kind, name))
+    [theft] = [stage for stage in played.watcher.finished if stage.kind == "steal"]
+
+    def play(**changes: Any) -> Context:
+        Tourist.found.contexts.clear()
+        out, work = tmp_path / "out", tmp_path / "work"
+        out.mkdir(exist_ok=True)
+        work.mkdir(exist_ok=True)
+        spec = {**theft.spec, "attack": {"method": "tourist", "fields": {}, "source": ""}, **changes}
+        run_stage("steal", spec, Desk(played.store, out, Journal(out, work), "cpu", tmp_path))
+        [context] = Tourist.found.contexts
+        return context
+
+    return play
+
+
+def pool_of(played: Played) -> Mapping[str, Tensor]:
+    """The tensors of the pool as they lie in the store."""
+    [pool] = [stage.key for stage in played.watcher.finished if stage.label == "read photos"]
+    return load_tensors(played.store.path(pool) / TENSORS)
+
+
+def test_a_thief_gets_the_training_images_of_its_pool_in_the_shape_of_the_victims(
+    played: Played, given_to: Callable[..., Context]
+) -> None:
+    """Without labels, whatever it owns of the victim's images; 3x32x32 pieces of photographs are 1x8x8 to it."""
+    kept = pool_of(played)["train.x"]
+    assert (kept.dtype, kept.shape) == (torch.uint8, (PHOTOS, 3, 32, 32))
+    x = given_to().public("photos")
+    assert x.shape == (PHOTOS, *blobs().train.shape)
+    assert torch.equal(x[:100], fitted(kept[:100].float() / 255, (1, 8, 8)))
+    whole = given_to(owned={"fraction": 1.0, "seed": 0})
+    assert len(whole.data) == 96
+    assert torch.equal(whole.public("photos")[:100], x[:100])
+
+
+def test_what_a_thief_did_not_name_it_does_not_get(given_to: Callable[..., Context]) -> None:
+    """Not the data set of the game, either, though its stage is at hand."""
+    ctx = given_to()
+    for name in ("blobs", "digits", "photo"):
+        with pytest.raises(KdbenchError, match=rf"^The public data set '{name}' must be named by the attack's publics"):
+            ctx.public(name)
+    with pytest.raises(KdbenchError, match=r"'photos' must be named"):
+        given_to(publics={}).public("photos")
+
+
+def test_by_default_there_is_no_pool(given_to: Callable[..., Context]) -> None:
+    plain = Context(**{k: v for k, v in vars(given_to()).items() if k != "public"})
+    with pytest.raises(KdbenchError, match=r"'photos' must be named by the attack's publics\(\)"):
+        plain.public("photos")
+    assert Tourist().publics() == ()
