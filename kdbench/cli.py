@@ -192,9 +192,11 @@ def leaderboard(folder: Path, format_: str) -> None:
 def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
     """Draw the plots of a results FOLDER again, or figures that need the networks of its run."""
     if figures:
+        from kdbench.board import report
         from kdbench.runner import exhibits
 
         drawn = exhibits.draw(folder, figures, store)
+        report.write_report(folder)  # which shows them
     else:
         from kdbench.board import plots
 

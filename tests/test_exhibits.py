@@ -293,7 +293,9 @@ def test_figures_are_written_beside_the_plots_and_the_store_is_only_read(played:
     names = ["answers-nasty", "answers-stingy", "features-nasty", "inverted-nasty"]
     assert drawn.output.split() == [str(out / "plots" / f"{name}.{end}") for name in names for end in ("png", "svg")]
     first = files(out)
-    assert first.keys() - kept.keys() == {f"plots/{name}.{end}" for name in names for end in ("png", "svg")}
+    pictures = {f"plots/{name}.{end}" for name in names for end in ("png", "svg")}
+    assert first.keys() - kept.keys() == {*pictures, "README.md"}
+    assert all(f"plots/{name}.png" in (out / "README.md").read_text(encoding="utf-8") for name in names)
     assert all(first[name] == content for name, content in kept.items())
     assert CliRunner().invoke(main, arguments).exit_code == 0  # the run says where its store is
     assert files(out) == first
