@@ -174,6 +174,13 @@ def test_of_two_fields_the_one_with_more_values_is_the_axis() -> None:
     assert swept.players[4.0, 0.1] == player("kd", alpha=0.1, temperature=4.0)
 
 
+def test_two_fields_that_vary_together_are_one_axis() -> None:
+    players = [player("kd", temperature=t, lr=0.1 * t) for t in (20.0, 1.0, 4.0)]
+    [swept] = sweeps("attack", players)
+    assert (swept.field, swept.others) == ("temperature", [None])
+    assert list(swept.players) == [(t, None) for t in (20.0, 1.0, 4.0)]
+
+
 def test_none_and_three_fields_that_vary_are_no_sweep() -> None:
     assert sweeps("attack", [player("kd", temperature=4.0), replace(player("kd", temperature=4.0), label="twin")]) == []
     corner = {"a": 1, "b": 1, "c": 1}
