@@ -13,6 +13,7 @@ from ._ball import crowned, room, truth
 
 FEW = 10  # classes up to which all extreme points are tried
 TRIES = 1024  # extreme points tried above that
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 SHORT = 1e-12  # a gradient whose square is less has no direction
 
 
@@ -20,29 +21,34 @@ SHORT = 1e-12  # a gradient whose square is less has no direction
 class MAD(Defense):
     """Moves each answer, as far as epsilon lets it, towards one that turns the gradient of whoever learns from it.
 
-    max || G^T y' / |G^T y'| - G^T y / |G^T y| ||^2 such that |y' - y|_1 <= epsilon, where row k of G is the gradient of
-    -log p_k in the weights of the last layer of a surrogate thief: a fresh network, left as it is, as the official code
-    has it (learning rate 0). y* is the best extreme point of the simplex, and y' lies on the way from y to it, as far
-    out as is allowed. With keep_argmax y* is the best among the answers spread evenly over a set of classes, the label
-    one of them: all such sets for up to 10 classes; above, sets grown from the label, each time by the class that turns
-    the most, until 1024 have been tried. Default: the budget that ModelGuard's code plays, which keeps the label: when
-    it may go, so large a budget is enough to move it from every answer.
+    max || G^T y' / |G^T y'| - G^T y / |G^T y| ||^2 such that |y' - y|_1 <= epsilon, where row k of G is the gradient of -log
+    p_k in the weights of the last layer of a surrogate thief: a fresh network that learns nothing, as the official code has
+    it (learning rate 0), but has seen the owner's images, so that batch norms know what to expect. y* is the best extreme
+    point of the simplex, and y' lies on the way from y to it, as far out as is allowed. With keep_argmax y* is the best among
+    the answers spread evenly over a set of classes, the label one of them: all such sets for up to 10 classes; above, sets
+    grown from the label, each time by the class that turns the most, until 1024 have been tried. Defaults: the budget that
+    ModelGuard's code plays, which keeps the label: when it may go, so large a budget is enough to move it from nearly every
+    answer.
 
     A fresh network says nearly the same of all classes, and the even answer over all of them is where the gradient of
     such a surrogate points elsewhere. So with keep_argmax answers are often no more than flattened, as in the code.
 
     What is computed: row k of G is (p - e_k) h^T for features h, so that these cancel in the angle, and it is that between
     p - y' and p - y. It is the official one for all networks whose last layer is linear, or else that in their logits.
-    Departures: y* always maximises the angle, where the code's own default is the plain distance |G^T (y* - y)| (its
-    flag objmax, which ModelGuard sets); the code leads the label by 1e-5 in y*, here by one step of float32 in y'; above
-    10 classes the label alone is tried too; what rounding may add to the distance is taken off epsilon (2e-6).
+    Departures: batch norms take their statistics from the owner's images, the official code's from its transfer set, which
+    only its thief has; y* always maximises the angle, where the code's own default is the plain distance |G^T (y* - y)| (its
+    flag objmax, which ModelGuard sets); the code leads the label by 1e-5 in y*, here by one step of float32 in y'; above 10
+    classes the label alone is tried too; what rounding may add to the distance is taken off epsilon (2e-6).
     """
 
     epsilon: NonNegative = 1.0
-    keep_argmax: bool = False
+    keep_argmax: bool = True
+
+    def companion(self, model: nn.Module, ctx: Context) -> nn.Module:
+        return settled(ctx.new_student(), ctx)
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask, surrogate = frozen(model, ctx), frozen(ctx.new_student(), ctx)
+        ask, surrogate = frozen(model, ctx), frozen(ctx.companion or self.companion(model, ctx), ctx)
         return lambda x: self.perturbed(ask(x), truth(surrogate(x)))
 
     def perturbed(self, z: Tensor, guess: Tensor) -> Tensor:
@@ -61,6 +67,24 @@ class MAD(Defense):
             return F.one_hot(turn.cosine(turn.pull, guess, 1).argmin(dim=1), y.shape[1]).to(y.dtype)
         chosen = tried(turn, top) if y.shape[1] <= FEW else grown(turn, top)
         return chosen / chosen.sum(dim=1, keepdim=True)
+
+
+def settled(net: nn.Module, ctx: Context) -> nn.Module:
+    """`net`, its batch norms' running statistics those of the owner's images; nothing else of it moves.
+
+    As built they are 0 and 1: a deep residual network then says the same class of everything, and is sure of it.
+    """
+    norms = [layer for layer in net.modules() if isinstance(layer, BATCH_NORMS)]
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    with torch.no_grad():
+        for x in ctx.data.x.split(ctx.recipe.batch):
+            if len(x) > 1:  # of one image there is no variance
+                net(x)
+    return net.eval()
 
 
 class Turn:

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linprog
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from helpers import blobs, context
+from kdbench import registry
 from kdbench.api import Context, Defense, Log, Oracle, Service, Split, ThreatModel, fit, infer, kl
 from kdbench.attacks.hard_label import HardLabel
 from kdbench.attacks.kd import KD
@@ -22,8 +24,8 @@ from kdbench.testing import check_defense
 
 CLASSES = [2, 3, 10, 11, 100]
 EPSILONS = [0.01, 0.3, 1.0, 1.9]
-KEEPING: list[Defense] = [MAD(keep_argmax=True), ModelGuardW(), ModelGuardS()]
-FREE: list[Defense] = [MAD(), GradientRedirection()]
+KEEPING: list[Defense] = [MAD(), ModelGuardW(), ModelGuardS()]
+FREE: list[Defense] = [MAD(keep_argmax=False), GradientRedirection()]
 ALL = [*KEEPING, *FREE]
 IMAGE_ALONE = [defense for defense in ALL if not defense.stateful]
 
@@ -207,7 +209,7 @@ def stolen(defense: Defense, victim: nn.Module, data: Split, seed: int = 6) -> f
 
 @pytest.mark.parametrize(
     ("defense", "factor"),
-    [(MAD(), 20), (MAD(keep_argmax=True), 20), (GradientRedirection(), 3), (ModelGuardW(), 20)],
+    [(MAD(keep_argmax=False), 20), (MAD(), 20), (GradientRedirection(), 3), (ModelGuardW(), 20)],
     ids=repr,
 )
 def test_who_learns_from_the_answers_learns_less_of_the_victim(
@@ -297,7 +299,7 @@ def test_the_cosine_of_a_turn_is_that_of_the_gradients() -> None:
 def test_mad_spends_its_budget_on_the_way_to_the_extreme_point() -> None:
     z = rows(10)
     y, guess, top = z.double().softmax(1), rows(10, seed=9).double().softmax(1), z.argmax(1, keepdim=True)
-    for mad in (MAD(0.4), MAD(0.4, keep_argmax=True), MAD(2.0, keep_argmax=True)):
+    for mad in (MAD(0.4, keep_argmax=False), MAD(0.4), MAD(2.0)):
         extreme = mad.extreme(y, guess, top)
         spent = l1(mad.perturbed(z, guess).double().exp(), y)
         expected = l1(extreme, y).clamp_max(mad.epsilon)
@@ -306,7 +308,7 @@ def test_mad_spends_its_budget_on_the_way_to_the_extreme_point() -> None:
 
 def test_an_answer_that_says_what_the_surrogate_says_is_moved_all_the_same() -> None:
     z = torch.cat([torch.zeros(1, 5), rows(5, 3)])
-    for mad in (MAD(), MAD(keep_argmax=True)):
+    for mad in (MAD(keep_argmax=False), MAD()):
         log_p = mad.perturbed(z, z.double().softmax(1))
         assert not log_p.isnan().any()
         assert l1(log_p.exp(), z.softmax(1)).max() <= 1
@@ -352,16 +354,32 @@ def test_sets_grow_until_so_many_have_been_tried(classes: int, largest: int) -> 
     assert (grown(turn, top).gather(1, top) == 1).all()
 
 
-def test_mads_surrogate_is_fresh_and_each_service_has_its_own(victim: nn.Module, data: Split) -> None:
-    watched = Watched(context(data))
-    served = MAD().serve(victim, watched.ctx)(data.x)
-    (surrogate,) = watched.networks
-    fresh = context(data).new_student().state_dict()
-    assert all(torch.equal(value, fresh[name]) for name, value in surrogate.state_dict().items())
-    assert not torch.equal(MAD().serve(victim, context(data, seed=3))(data.x), served)
+def test_mads_surrogate_has_fresh_weights_and_expects_the_owners_images(victim: nn.Module, data: Split) -> None:
+    ctx, ask = context(data), MAD()
+    surrogate = ask.companion(victim, ctx)
+    fresh = context(data).new_student()
+    for name, weight in fresh.named_parameters():
+        assert torch.equal(surrogate.get_parameter(name), weight), name
+    stem, norm = surrogate.get_submodule("features")[0], surrogate.get_submodule("features")[1]
+    seen = torch.stack([stem(x).mean(dim=(0, 2, 3)) for x in data.x.split(ctx.recipe.batch)]).mean(0)
+    assert_close(norm.running_mean, seen)
+    assert not surrogate.training
+
+    served = ask.serve(victim, replace(context(data), companion=surrogate))(data.x)
+    assert torch.equal(ask.serve(victim, context(data))(data.x), served)
+    assert not torch.equal(ask.serve(victim, context(data, seed=3))(data.x), served)
 
 
-@pytest.mark.parametrize("mad", [MAD(0.5), MAD(2.0, keep_argmax=True)], ids=repr)
+def test_a_deep_fresh_surrogate_that_has_seen_images_is_sure_of_nothing() -> None:
+    network = registry.load("model", "preresnet-56")
+    x = torch.rand(64, 3, 32, 32, generator=generator(3))
+    ctx = replace(context(Split(x, torch.arange(64) % 10, 10)), new_student=lambda: network((3, 32, 32), 10))
+    sure = infer(MAD().companion(nn.Identity(), ctx), x).softmax(dim=1).amax(dim=1)
+    assert infer(network((3, 32, 32), 10).eval(), x).softmax(dim=1).amax(dim=1).mean() > 0.9  # as built
+    assert sure.max() < 0.5
+
+
+@pytest.mark.parametrize("mad", [MAD(0.5, keep_argmax=False), MAD(2.0)], ids=repr)
 def test_mad_turns_gradients_further_than_noise_of_the_same_size(mad: MAD) -> None:
     z, guess = rows(10, 200), rows(10, 200, 0.1, seed=4).double().softmax(1)
     y = z.double().softmax(1)
