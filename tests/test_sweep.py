@@ -501,6 +501,29 @@ def test_a_figure_of_students_trained_alone_is_about_those_with_all_the_data(
     assert [name for name, cell in cells.items() if cell.published] == ["baseline-1-0--cross-entropy--mini-8--seed0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "about", "accuracies"),
+    [
+        ("deep-inversion-cifar10", ("none", "", "", "vgg-11"), {0.9234, 0.9225}),
+        ("deep-inversion-cifar10", ("none", "deep-inversion", "vgg-11", "vgg-11"), {0.8416}),
+        ("deep-inversion-cifar10", ("none", "adaptive-deep-inversion", "vgg-11", "vgg-11"), {0.9078}),
+        ("deep-inversion-cifar10", ("none", "deep-inversion", "resnet-18", "vgg-11"), {0.8382}),
+        ("deep-inversion-cifar10", ("none", "adaptive-deep-inversion", "resnet-18", "vgg-11"), {0.9036}),
+        ("assistant-cifar10", ("none", "", "", "distillation-cifar10"), {0.7791}),
+        (
+            "assistant-cifar10",
+            ("assistant-distillation+temperature-20+steps-1", "", "", "distillation-cifar10"),
+            {0.8038},
+        ),
+    ],
+)
+def test_figures_that_were_once_forgotten_are_there(
+    name: str, about: tuple[str, str, str, str], accuracies: set[float]
+) -> None:
+    known = suites.load(name).published
+    assert {f.accuracy for f in known if (f.defense, f.attack, f.student, f.victim) == about} == accuracies
+
+
 OF_VICTIM: Json = {"defense": "nasty"}
 OF_THEFT: Json = {"defense": "nasty", "attack": "kd"}
 OF_BASELINE: Json = {"attack": "cross-entropy"}
