@@ -15,7 +15,7 @@ from kdbench.runner import command
 from kdbench.runner.benchmark import Suite
 from kdbench.runner.session import Session
 from kdbench.runner.store import Store, write_json
-from runs import DIVERGES, ON_NASTY, Json, Played, Recorder, options
+from runs import DIVERGES, ON_NASTY, TINY, Json, Played, Recorder, options
 
 
 def request(folder: Path, **changes: Any) -> command.Request:
@@ -55,6 +55,30 @@ def test_a_dry_run_prints_the_plan_and_plays_nothing(
     assert len(re.findall(r"^to do ", printed, re.MULTILINE)) == 1 + len(ON_NASTY)
     assert Store(tmp_path / "store").published() == golden.store.published()
     assert not (tmp_path / "out").exists()
+
+
+FIGURE = """
+[[published]]
+defense = "nasty"
+attack = "kd"
+accuracy = 0.5
+source = "a table"
+evidence = "paper"
+"""
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_run_says_which_change_left_published_figures_out(
+    dry_run: bool, golden: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY + FIGURE)
+    said = "1 of 1 published figures are not shown: they are not about a game with another attack.kd.alpha."
+    for changes, lines in (["attack.kd.alpha=0.8"], [said]), ([], []):
+        asked = request(golden.copy(tmp_path / str(len(changes))), dry_run=dry_run, changes=changes, defense=["nasty"])
+        assert command.run(str(tmp_path / "tiny.toml"), asked) == 0
+        printed = capsys.readouterr().out
+        assert [line for line in printed.splitlines() if "published figures are" in line] == lines
+        assert ("Beside published figures" in printed) == (not changes and not dry_run)
 
 
 def test_the_status_of_a_run_counts_stages_and_cells(golden: Played) -> None:

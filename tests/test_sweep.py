@@ -501,6 +501,103 @@ def test_a_figure_of_students_trained_alone_is_about_those_with_all_the_data(
     assert [name for name, cell in cells.items() if cell.published] == ["baseline-1-0--cross-entropy--mini-8--seed0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "about", "accuracies"),
+    [
+        ("deep-inversion-cifar10", ("none", "", "", "vgg-11"), {0.9234, 0.9225}),
+        ("deep-inversion-cifar10", ("none", "deep-inversion", "vgg-11", "vgg-11"), {0.8416}),
+        ("deep-inversion-cifar10", ("none", "adaptive-deep-inversion", "vgg-11", "vgg-11"), {0.9078}),
+        ("deep-inversion-cifar10", ("none", "deep-inversion", "resnet-18", "vgg-11"), {0.8382}),
+        ("deep-inversion-cifar10", ("none", "adaptive-deep-inversion", "resnet-18", "vgg-11"), {0.9036}),
+        ("assistant-cifar10", ("none", "", "", "distillation-cifar10"), {0.7791}),
+        (
+            "assistant-cifar10",
+            ("assistant-distillation+temperature-20+steps-1", "", "", "distillation-cifar10"),
+            {0.8038},
+        ),
+    ],
+)
+def test_figures_that_were_once_forgotten_are_there(
+    name: str, about: tuple[str, str, str, str], accuracies: set[float]
+) -> None:
+    known = suites.load(name).published
+    assert {f.accuracy for f in known if (f.defense, f.attack, f.student, f.victim) == about} == accuracies
+
+
+OF_VICTIM: Json = {"defense": "nasty"}
+OF_THEFT: Json = {"defense": "nasty", "attack": "kd"}
+OF_BASELINE: Json = {"attack": "cross-entropy"}
+NAMED: Json = {"student": "mini-8", "victim": "mini-16"}
+ALL = (OF_VICTIM, OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)
+
+
+@pytest.mark.parametrize(
+    ("path", "lost"),
+    [
+        ("dataset", ALL),
+        ("dataset.validation", ALL),
+        ("threat.data", (OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)),
+        ("victim.network", (OF_VICTIM, OF_THEFT)),
+        ("victim.recipe.epochs", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
+        ("student.networks", (OF_THEFT, OF_BASELINE)),
+        ("student.recipe.lr", (OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)),
+        ("student.recipes.mini-16.lr", (OF_THEFT, OF_BASELINE)),
+        ("defense", ALL),
+        ("defense.nasty", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
+        ("defense.nasty.omega", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
+        ("defense.stingy.ratio", ()),
+        ("attack.kd.temperature", (OF_THEFT, OF_THEFT | NAMED)),
+        ("attack.cross-entropy", (OF_BASELINE,)),
+        *(
+            (path, ())
+            for path in ("seeds", "defenses", "attacks", "baselines", "robustness.level", "precision", "sweep")
+        ),
+    ],
+)
+def test_a_figure_says_nothing_of_a_game_that_was_changed_in_what_it_is_about(
+    path: str, lost: tuple[Json, ...]
+) -> None:
+    assert [said for said in ALL if figure(**said).lost(path.split("."))] == list(lost)
+
+
+@pytest.mark.parametrize(("path", "lost"), [("defense.nasty.clip", True), ("defense.nas.clip", False), ("sweep", True)])
+def test_a_figure_of_a_point_is_lost_with_its_method_and_with_its_sweep(path: str, lost: bool) -> None:
+    assert figure(defense="nasty+omega-1").lost(path.split(".")) is lost
+
+
+def test_a_paper_is_not_set_beside_another_game_than_its_own() -> None:
+    changes = ["threat.data=0.01", "defense.nasty.omega=0"]
+    suite = suites.load("nasty-cifar10", Request(dataset="digits", changes=changes).tree())
+    assert suite.published == ()
+    assert suite.left_out == (
+        "16 of 16 published figures are not shown: they are not about a game with another dataset, "
+        "defense.nasty.omega, threat.data."
+    )
+
+
+def test_figures_that_a_change_does_not_concern_stay_and_those_that_it_does_are_counted() -> None:
+    before, after = (suites.load("nasty-cifar10", changes) for changes in (None, {"defense.nasty.omega": 0.5}))
+    assert before.left_out == ""
+    assert after.published == tuple(said for said in before.published if said.defense != "nasty")
+    assert after.left_out.startswith("6 of 16 published figures are not shown: ")
+    picked = Request(defense=["nasty"], attack=["kd"], seeds=1, robustness="fast", student=["cnn"]).tree()
+    assert suites.load("nasty-cifar10", picked).published == before.published
+    assert suites.load("nasty-cifar10", picked).left_out == ""
+
+
+def test_a_sweep_can_be_stopped_though_papers_speak_of_its_points(tmp_path: Path) -> None:
+    text = '\n[[published]]\ndefense = "nasty+omega-1"\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n'
+    suite = read(tmp_path, GOOD + OMEGA + text, {"sweep": []})
+    assert suite.published == ()
+    assert "another sweep" in suite.left_out
+
+
+@pytest.mark.parametrize(("name", "said"), FIGURES)
+def test_every_shipped_figure_names_the_networks_that_it_is_about(name: str, said: Figure) -> None:
+    assert bool(said.victim) == bool(said.defense)
+    assert bool(said.student) == bool(said.attack)
+
+
 # Recipes of single students
 
 

@@ -75,14 +75,14 @@ def run(suite: str, request: Request) -> int:
     start, plan = time.monotonic(), session.plan()
     outcome = session.play(plan)
     seconds = time.monotonic() - start
-    code = _finish(session.record(plan, outcome), session.options.out)
+    code = _finish(session.record(plan, outcome), session.options.out, played.left_out)
     if request.profile:
         print(profile(plan.stages.values(), session.store, outcome, seconds))
     return code
 
 
 def describe(plan: Plan, store: Store, jobs: int) -> str:
-    """The plan in words: its unique stages, which of them are cached, the estimated time of the rest."""
+    """The plan in words: its unique stages, which of them are cached, the estimated time of the rest, what is left out."""
     published = store.published()
     rows = [
         f"{'cached' if key in published else 'to do':8}{stage.kind:8}{stage.label}"
@@ -92,7 +92,8 @@ def describe(plan: Plan, store: Store, jobs: int) -> str:
     kinds = Counter(stage.kind for stage in plan.stages.values())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     head = f"{len(plan.cells)} cells, {len(plan.stages)} unique stages ({counts}), {len(todo)} to do"
-    return "\n".join([*rows, head, _estimate(plan, store, published, jobs)])
+    notes = [_estimate(plan, store, published, jobs), *filter(None, [plan.suite.left_out])]
+    return "\n".join([*rows, head, *notes])
 
 
 def _estimate(plan: Plan, store: Store, published: set[str], jobs: int) -> str:
@@ -138,11 +139,13 @@ def _stages(plan: dict[str, Any], folder: Path) -> list[str]:
     return lines + [f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running if told]
 
 
-def _finish(endings: Endings, out: Path) -> int:
+def _finish(endings: Endings, out: Path, left_out: str) -> int:
     from kdbench.board.report import leaderboards, write_all  # a second of imports that nobody waits for before the run
 
     write_all(out)
     print(leaderboards(out, "table"))
+    if left_out:
+        print(left_out)
     failed = {reason: count for (status, reason), count in endings.items() if status is results.Status.FAILED}
     for reason, count in failed.items():
         print(f"{count} cells failed: {reason}")

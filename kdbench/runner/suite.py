@@ -119,6 +119,7 @@ class _Reader:
         rules = self._rules()
         with self._blame("seeds"):
             seeds = _seeds(rules.seeds)
+        figures, left_out = self._figures()
         suite = Suite(
             name=Path(self._file).stem,
             title=rules.title,
@@ -135,7 +136,8 @@ class _Reader:
             defenses=self._choices("defense", "defenses", rules.defenses, Defense),
             attacks=self._choices("attack", "attacks", rules.attacks, Attack),
             baselines=self._choices("attack", "baselines", rules.baselines, Attack),
-            published=tuple(self._figures()),
+            published=figures,
+            left_out=left_out,
         )
         self._check_others(suite)
         return replace(suite, publics=tuple(self._publics(suite)))
@@ -166,16 +168,27 @@ class _Reader:
                 cls = registry.load("dataset", name)
                 yield Choice(name, name, build(cls, {}, "dataset"), registry.find("dataset", name).origin)
 
-    def _figures(self) -> Iterator[Figure]:
-        """What papers say; the names in it must be those of something, whether it is played or not."""
-        for figure in self._list(Figure, "published"):
-            with self._blame("published"):
-                for kind, label in (("defense", figure.defense), ("attack", figure.attack)):
-                    if label and label not in self._get(kind):
-                        registry.find(kind, label)
-                for network in filter(None, (figure.student, figure.victim)):
-                    registry.find("model", network)
-            yield figure
+    def _figures(self) -> tuple[tuple[Figure, ...], str]:
+        """What papers say of the game as it was changed, and a sentence about what they say of another one."""
+        written = self._list(Figure, "published")
+        lost = {path: [said for said in written if said.lost(path)] for path in sorted(self._changed)}
+        kept = tuple(said for said in written if not any(said in those for those in lost.values()))
+        for said in kept:
+            self._check_figure(said)
+        if len(kept) == len(written):
+            return kept, ""
+        causes = ", ".join(".".join(path) for path, those in lost.items() if those)
+        count = f"{len(written) - len(kept)} of {len(written)}"
+        return kept, f"{count} published figures are not shown: they are not about a game with another {causes}."
+
+    def _check_figure(self, said: Figure) -> None:
+        """The names in it must be those of something, whether it is played or not."""
+        with self._blame("published"):
+            for kind, label in (("defense", said.defense), ("attack", said.attack)):
+                if label and label not in self._get(kind):
+                    registry.find(kind, label)
+            for network in filter(None, (said.student, said.victim)):
+                registry.find("model", network)
 
     def _list(self, cls: type[T], key: str) -> list[T]:
         """The tables of an array of tables, such as `[[sweep]]`."""
