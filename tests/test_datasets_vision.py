@@ -524,6 +524,27 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         assert refusal(own(root), Path()).startswith(f"{file} is no whole image: ")
 
 
+def test_a_file_with_a_damaged_header_is_named(tmp_path: Path) -> None:
+    root = folders(tmp_path, {"train": 3, "test": 2})
+    png = root / "train" / "bee" / "1.png"
+    whole = png.read_bytes()
+    png.write_bytes(whole.replace(b"\0\0\0\x0dIHDR", b"\0\0\0\x04IHDR"))  # the first chunk is said to end early
+    assert refusal(own(root), Path()).startswith(f"{png} is no whole image: ")
+    png.unlink()
+    ppm = root / "train" / "bee" / "1.ppm"
+    ppm.write_bytes(b"P6\n6 x 255\n" + bytes(108))
+    assert refusal(own(root), Path()).startswith(f"{ppm} is no whole image: ")
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("uint16", "I;16"), ("int32", "I"), ("float32", "F")])
+def test_an_image_of_more_than_8_bits_is_refused_before_it_is_cut_off(tmp_path: Path, kind: str, mode: str) -> None:
+    root = folders(tmp_path, {"train": 3, "test": 2})
+    file = root / "train" / "bee" / "1.tiff"
+    Image.fromarray((256 * images(6, 6).astype(numpy.int64)).astype(kind)).save(file)
+    said = f"{file} has pixels of mode {mode}, not of 8 bits a channel: convert it first."
+    assert refusal(own(root), Path()) == said
+
+
 def test_a_bare_imagefolder_asks_for_a_path(tmp_path: Path) -> None:
     for ask in (ImageFolder().load, ImageFolder().fingerprint):
         with pytest.raises(KdbenchError, match=r"needs an argument: imagefolder:PATH\.$"):
