@@ -17,10 +17,13 @@ from kdbench.game.data import Owned
 from kdbench.game.fields import plain
 from kdbench.game.methods import Precision
 from kdbench.runner.benchmark import Choice, Suite
+from kdbench.runner.checkpoint import shape_of
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.matrix import Outcome, Terms, Watcher, data_digest, force, play
 from kdbench.runner.plan import Numerics, Plan, PlannedCell, data_stage, make_plan, player
+from kdbench.runner.stages import TENSORS
 from kdbench.runner.store import Json, Store, replacing, sweep
+from kdbench.runner.trial import try_networks
 
 PLAN = "plan.json"
 PICTURES = "pictures"
@@ -58,9 +61,14 @@ class Session:
         self.numerics = Numerics(device, precision, options.threads, options.compile, options.stack)
 
     def plan(self) -> Plan:
-        """The plan; reads the data sets first if the store does not have them."""
+        """The plan; reads the data sets first if the store does not have them.
+
+        Raises `KdbenchError` for a data set that cannot be read, and for a network that cannot take its images.
+        """
+        content = self._content(self.suite.dataset)
+        self._try_networks()
         publics = {choice.label: self._content(choice) for choice in self.suite.publics}
-        return make_plan(self.suite, self.numerics, self._content(self.suite.dataset), publics)
+        return make_plan(self.suite, self.numerics, content, publics)
 
     def play(self, plan: Plan) -> Outcome:
         """Do the stages of the plan that are not in the store; what became of them."""
@@ -90,6 +98,11 @@ class Session:
 
     def _content(self, dataset: Choice) -> str:
         return data_digest(data_stage(dataset), self.store, self._executor(), self.watcher, self._terms)
+
+    def _try_networks(self) -> None:
+        key = data_stage(self.suite.dataset).key
+        _, channels, height, width = shape_of(self.store.path(key) / TENSORS, "train.x")
+        try_networks(self.suite, (channels, height, width), int(self.store.manifest(key)["metrics"]["classes"]))
 
     def _executor(self) -> LocalExecutor:
         return LocalExecutor(self.store.root, self.jobs)
