@@ -545,6 +545,15 @@ def test_an_image_of_more_than_8_bits_is_refused_before_it_is_cut_off(tmp_path: 
     assert refusal(own(root), Path()) == said
 
 
+def test_a_link_to_nowhere_is_named_by_whoever_meets_it_first(tmp_path: Path) -> None:
+    root = folders(tmp_path, {"train": 3, "test": 2})
+    link = root / "train" / "bee" / "7.png"
+    link.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(KdbenchError, match=rf"^{link} cannot be read: No such file or directory\.$"):
+        own(root).fingerprint(Path())
+    assert refusal(own(root), Path()).startswith(f"{link} is no whole image: ")
+
+
 def test_a_bare_imagefolder_asks_for_a_path(tmp_path: Path) -> None:
     for ask in (ImageFolder().load, ImageFolder().fingerprint):
         with pytest.raises(KdbenchError, match=r"needs an argument: imagefolder:PATH\.$"):

@@ -55,12 +55,18 @@ class ImageFolder(Dataset):
         return Images(rest, part, test)
 
     def fingerprint(self, folder: Path) -> str:
-        """A digest of the images' names and of what is in their files: who changes one has other data."""
+        """A digest of the images' names and of what is in their files: who changes one has other data.
+
+        Raises `KdbenchError` for a file that cannot be read.
+        """
         sha = hashlib.sha256()
-        for name, place in self._folders().items():
-            for path in in_folders(place)[0]:
-                sha.update(f"{name}/{path.relative_to(place).as_posix()}\0{path.stat().st_size}\0".encode())
-                sha.update(path.read_bytes())
+        try:
+            for name, place in self._folders().items():
+                for path in in_folders(place)[0]:
+                    sha.update(f"{name}/{path.relative_to(place).as_posix()}\0{path.stat().st_size}\0".encode())
+                    sha.update(path.read_bytes())
+        except OSError as error:  # a link to nowhere, a file or folder of somebody else
+            raise KdbenchError(f"{error.filename} cannot be read: {error.strerror}.") from None
         return sha.hexdigest()[:16]
 
     def _folders(self) -> dict[str, Path]:
