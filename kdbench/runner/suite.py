@@ -170,6 +170,11 @@ class _Reader:
                 if name == suite.dataset.method:
                     raise KdbenchError(f"attack.{attack.label} draws on '{name}', the data set that the game is about.")
                 cls = registry.load("dataset", name)
+                if _images_of(cls, name) == _images_of(type(suite.dataset.instance), suite.dataset.method):
+                    raise KdbenchError(
+                        f"attack.{attack.label} draws on '{name}', which holds the images of '{suite.dataset.method}', "
+                        "the data set that the game is about."
+                    )
                 yield Choice(name, name, build(cls, {}, "dataset"), registry.find("dataset", name).origin)
 
     def _figures(self) -> Iterator[Figure]:
@@ -376,6 +381,11 @@ def _once(names: Sequence[str], among: str) -> None:
     doubled = sorted(name for name in set(names) if names.count(name) > 1)
     if doubled:
         raise KdbenchError(f"'{doubled[0]}' is named twice among the {among}.")
+
+
+def _images_of(dataset: type, name: str) -> str:
+    """The data set whose images `dataset`, registered as `name`, holds in another form; mostly its own."""
+    return str(getattr(dataset, "images_of", name))
 
 
 def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
