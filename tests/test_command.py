@@ -11,7 +11,7 @@ import torch
 
 from kdbench.api import KdbenchError
 from kdbench.board.results import read
-from kdbench.runner import command
+from kdbench.runner import command, exhibits
 from kdbench.runner.benchmark import Suite
 from kdbench.runner.session import Session
 from kdbench.runner.store import Store, write_json
@@ -101,6 +101,35 @@ def test_the_status_of_a_run_under_way_says_what_runs(golden: Played, tmp_path: 
 def test_the_status_of_another_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(KdbenchError, match="is not the results folder of a run"):
         command.status(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "{}", "[]", '{"store": 3, "stages": [], "cells": []}', '{"store": ".", "stages": [{}], "cells": []}', "\xff"],
+)
+def test_a_damaged_plan_is_a_sentence(golden: Played, tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text, encoding="latin-1")
+    shutil.copytree(golden.folder / "out" / "cells", tmp_path / "cells")
+    said = rf"^{tmp_path}/plan\.json is damaged; `kdbench run` with `--out {tmp_path}` writes it again, and repeats nothing"
+    with pytest.raises(KdbenchError, match=said):
+        command.status(tmp_path)
+    with pytest.raises(KdbenchError, match=said):
+        exhibits.draw(tmp_path, ["answers"])
+
+
+@pytest.mark.parametrize("out", ["mine.txt", "mine.txt/below"])
+def test_results_that_have_no_place_are_refused_before_anything_is_done(
+    golden: Played, tiny_file: str, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    before = golden.copy(tmp_path / "played")
+    wanted = request(before, out=tmp_path / out, force=True)
+    with pytest.raises(
+        KdbenchError, match=rf"^The results folder {tmp_path / out} cannot be used: .*Choose another with"
+    ):
+        command.run(tiny_file, wanted)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert Store(before / "store").published() == golden.store.published()
 
 
 def test_a_change_is_a_toml_value_or_else_a_string() -> None:

@@ -154,9 +154,30 @@ def test_points_share_no_table() -> None:
     assert tree["defense"]["nasty"] == {"tau": 2.0, "recipe": {"epochs": 3}}
 
 
-def test_a_method_that_is_not_played_is_not_played_for_its_sweep(tmp_path: Path) -> None:
-    assert read(tmp_path, GOOD + sweep('"defense.stingy.ratio"', "[0.1, 1]")) == read(tmp_path, GOOD)
+def test_a_method_that_is_not_chosen_is_not_played_for_its_sweep(tmp_path: Path) -> None:
     assert labels(tmp_path, GOOD + OMEGA, {"defenses": ["none", "stingy"]}) == ["none", "stingy"]
+    waiting = GOOD + sweep('"defense.stingy.ratio"', "[0.1, 1]")
+    assert labels(tmp_path, waiting, {"defenses": ["none", "stingy"]}) == [
+        "none",
+        "stingy+ratio-0.1",
+        "stingy+ratio-1",
+    ]
+
+
+def test_a_sweep_that_would_go_unplayed_unnoticed_is_refused(tmp_path: Path) -> None:
+    text = GOOD + OMEGA + sweep('"defense.stingy.ratio"', "[0.1, 1]")
+    said = "the defense 'stingy' is swept but not played: name it among the defenses."
+    assert complaint(tmp_path, text) == f"mine.toml, line 15: {said}"
+    assert complaint(tmp_path, text, {"attacks": ["kd"]}) == f"mine.toml, line 15: {said}"
+    anew = {"sweep": [{"vary": "defense.stingy.ratio", "values": [1]}]}
+    assert complaint(tmp_path, GOOD + OMEGA, {**anew, "defenses": ["nasty"]}) == said
+    said = "the attack 'scm' is swept but not played: name it among the attacks or baselines."
+    assert said in complaint(tmp_path, GOOD + sweep('"attack.scm.temperature"', "[2]"))
+
+
+def test_a_point_of_a_sweep_can_be_swept(tmp_path: Path) -> None:
+    text = GOOD + OMEGA + sweep("""'defense."nasty+omega-1".tau'""", "[2]")
+    assert labels(tmp_path, text) == ["none", "nasty+omega-0.1", "nasty+omega-1+tau-2"]
 
 
 def test_a_sweep_plans_what_its_points_written_out_would(plan: Callable[..., Plan]) -> None:
@@ -228,23 +249,28 @@ TAIL = "such as defense.nasty.omega, not "
         (
             sweep('"defense.nasty"', "[1]"),
             11,
-            f"sweep.vary names fields of one defense or attack, {TAIL}defense.nasty.",
+            f"sweep.vary names fields of one defense or attack, {TAIL}'defense.nasty'.",
         ),
-        (sweep('"victim.recipe.lr"', "[1]"), 11, f"sweep.vary names fields of one defense or attack, {TAIL}victim."),
+        (
+            sweep('"victim.recipe.lr"', "[1]"),
+            11,
+            f"sweep.vary names fields of one defense or attack, {TAIL}'victim.recipe.lr'.",
+        ),
         (
             sweep('["defense.nasty.omega", "attack.kd.alpha"]', "[[1, 1]]"),
             11,
-            f"sweep.vary names fields of one defense or attack, {TAIL}defense.nasty.omega, attack.kd.alpha.",
+            f"sweep.vary names fields of one defense or attack, {TAIL}'defense.nasty.omega', 'attack.kd.alpha'.",
         ),
         (
             sweep('["defense.nasty.omega", "defense.stingy.ratio"]', "[[1, 1]]"),
             11,
-            f"sweep.vary names fields of one defense or attack, {TAIL}defense.nasty.omega, defense.stingy.ratio.",
+            f"sweep.vary names fields of one defense or attack, {TAIL}'defense.nasty.omega', 'defense.stingy.ratio'.",
         ),
-        (sweep("[]", "[1]"), 11, "sweep.vary names fields of one defense or attack, "),
+        (sweep("[]", "[1]"), 11, f"sweep.vary names fields of one defense or attack, {TAIL}nothing."),
+        (sweep('""', "[1]"), 11, f"sweep.vary names fields of one defense or attack, {TAIL}''."),
         (sweep("3", "[1]"), 12, "sweep.vary must be a valid string or a valid array, not 3."),
         (sweep('"defense.nasty.omega"', "3"), 13, "sweep.values must be a valid array, not 3."),
-        (sweep('"defense.nasty.omega"', "[]"), 11, "sweep.values must hold 1 values for each point, not nothing."),
+        (sweep('"defense.nasty.omega"', "[]"), 11, "sweep.values must hold at least one value, not []."),
         (
             sweep('["defense.nasty.omega", "defense.nasty.tau"]', "[[1, 1], [2]]"),
             11,

@@ -16,8 +16,8 @@ from kdbench.runner import suite as suites
 from kdbench.runner.benchmark import with_yardstick
 from kdbench.runner.plan import Plan
 from kdbench.runner.profile import profile
-from kdbench.runner.session import PLAN, Endings, Options, Session
-from kdbench.runner.store import Store, read_json
+from kdbench.runner.session import Announced, Endings, Options, Session, announced
+from kdbench.runner.store import Store
 from kdbench.runner.watch import duration, watcher
 
 DONE, SOME_FAILED = 0, 1
@@ -114,10 +114,7 @@ def _times(plan: Plan, store: Store, published: set[str], kind: str) -> list[flo
 
 def status(folder: Path) -> str:
     """How far the run that writes to `folder` is, what failed and why, what it cost."""
-    if not (folder / PLAN).is_file():
-        raise KdbenchError(f"{folder} is not the results folder of a run: it has no {PLAN}.")
-    plan = read_json(folder / PLAN)
-    lines = [*_stages(plan, folder)]
+    lines = _stages(announced(folder))
     if (folder / results.FOLDER).is_dir():
         cells = results.read(folder)
         counts = Counter(cell.status.value for cell in cells)
@@ -126,16 +123,15 @@ def status(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _stages(plan: dict[str, Any], folder: Path) -> list[str]:
-    root = folder / plan["store"]
-    if not root.is_dir():
-        return [f"{len(plan['cells'])} cells planned; the store they were made in is not here"]
-    store = Store(root)
+def _stages(plan: Announced) -> list[str]:
+    if not plan.store.is_dir():
+        return [f"{plan.cells} cells planned; the store they were made in is not here"]
+    store = Store(plan.store)
     published = store.published()
-    done = [stage for stage in plan["stages"] if stage["key"] in published]
-    seconds = sum(store.manifest(stage["key"])["seconds"] for stage in done)
-    lines = [f"stages: {len(done)} of {len(plan['stages'])} done, {duration(seconds)} of work"]
-    running = [(s["label"], store.progress(s["key"])) for s in plan["stages"] if s["key"] not in published]
+    done = [key for key in plan.stages if key in published]
+    seconds = sum(store.manifest(key)["seconds"] for key in done)
+    lines = [f"stages: {len(done)} of {len(plan.stages)} done, {duration(seconds)} of work"]
+    running = [(label, store.progress(key)) for key, label in plan.stages.items() if key not in published]
     return lines + [f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running if told]
 
 

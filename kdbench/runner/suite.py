@@ -8,19 +8,22 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge, Le
 
 from kdbench import registry
 from kdbench.errors import KdbenchError, unknown
-from kdbench.game.fields import Checked, Count, Share, Whole, build, hints
+from kdbench.game.fields import Checked, Share, Whole, build, hints
 from kdbench.game.methods import Attack, Defense, Recipe
 from kdbench.game.robustness import Evasion
-from kdbench.game.threat import ThreatModel
+from kdbench.game.threat import Answers, ThreatModel
 from kdbench.runner.benchmark import NO_DEFENSE, Choice, Figure, Suite, Tree
 from kdbench.runner.places import keys_of, line_of, parts
-from kdbench.runner.sweep import PLAYED, Sweep, spread
+from kdbench.runner.sweep import PLAYED, Sweep, spread, unplayed
 
 T = TypeVar("T")
+Seeds = Annotated[int, Ge(1), Le(1000)]  # each is a matrix of its own
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class _Rules(Checked):
     """
 
     title: str = ""
-    seeds: Count | tuple[Whole, ...] = 3
+    seeds: Seeds | tuple[Whole, ...] = 3
     tolerance: Share = 0.02
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     defenses: tuple[str, ...] = (NO_DEFENSE,)
@@ -113,6 +116,7 @@ class _Reader:
         self._file, self._text, self._tree, self._changed = file, text, tree, changed
         self._swept: dict[str, str] = {}
         self._sweeps: list[Sweep] = []
+        self._idle: list[Sweep] = []
 
     def suite(self) -> Suite:
         self._spread(self._rules())
@@ -127,7 +131,7 @@ class _Reader:
             seeds=seeds,
             tolerance=rules.tolerance,
             precision=rules.precision,
-            threat=self._table(ThreatModel, "threat"),
+            threat=self._threat(),
             evasion=self._table(Evasion, "robustness"),
             victim=self._victim(),
             victim_recipe=self._table(Recipe, "victim", "recipe"),
@@ -140,6 +144,7 @@ class _Reader:
             left_out=left_out,
         )
         self._check_others(suite)
+        self._check_sweeps()
         return replace(suite, publics=tuple(self._publics(suite)))
 
     def _spread(self, rules: _Rules) -> None:
@@ -153,6 +158,7 @@ class _Reader:
             for path in sweep.paths:
                 if tuple(path) in self._changed:
                     raise KdbenchError(f"{'.'.join(path)} is swept: change the sweep, or stop it by --set 'sweep=[]'.")
+        self._idle = unplayed(self._tree, sweeps)
         with self._blame("sweep"):
             self._swept = spread(self._tree, sweeps)
         self._sweeps = sweeps
@@ -166,6 +172,11 @@ class _Reader:
                 if name == suite.dataset.method:
                     raise KdbenchError(f"attack.{attack.label} draws on '{name}', the data set that the game is about.")
                 cls = registry.load("dataset", name)
+                if _images_of(cls, name) == _images_of(type(suite.dataset.instance), suite.dataset.method):
+                    raise KdbenchError(
+                        f"attack.{attack.label} draws on '{name}', which holds the images of '{suite.dataset.method}', "
+                        "the data set that the game is about."
+                    )
                 yield Choice(name, name, build(cls, {}, "dataset"), registry.find("dataset", name).origin)
 
     def _figures(self) -> tuple[tuple[Figure, ...], str]:
@@ -211,6 +222,8 @@ class _Reader:
         given = self._tree.get("dataset", "digits")
         values = dict(given) if isinstance(given, dict) else {"name": given}
         with self._blame("dataset"):
+            if not isinstance(given, dict | str):
+                raise KdbenchError(f"'dataset' is a name or one table of fields, [dataset], not {given!r}.")
             name = str(values.pop("name", "digits"))
             entry = registry.find("dataset", name)
             return Choice(name, name, build(entry.load(), values, "dataset"), entry.origin)
@@ -234,6 +247,8 @@ class _Reader:
             if not given:
                 raise KdbenchError(f"{side}.network must name a network, one of {', '.join(registry.names('model'))}.")
             networks = build(_Sides, {"networks": [given] if isinstance(given, str) else given}, side).networks
+            if side == "student":
+                _once(networks, "students")
             for name in networks:
                 registry.load("model", name)
         return networks
@@ -268,11 +283,20 @@ class _Reader:
         with self._blame(*path):
             return build(cls, self._get(*path), ".".join(path))
 
+    def _threat(self) -> ThreatModel:
+        answers = self._get("threat").get("answers", "")
+        with self._blame("threat", "answers"):
+            if not isinstance(answers, str):  # as an IntEnum it would take numbers, which say nothing to people
+                names = ", ".join(member.name.lower() for member in Answers)
+                raise KdbenchError(f"threat.answers must be one of {names}, not {answers!r}.")
+        threat: ThreatModel = self._table(ThreatModel, "threat")
+        return threat
+
     def _choices(self, kind: str, key: str, labels: Sequence[str], base: type) -> tuple[Choice, ...]:
-        doubled = sorted(label for label in set(labels) if labels.count(label) > 1)
         with self._blame(key):
-            if doubled:
-                raise KdbenchError(f"'{doubled[0]}' is named twice among the {key}.")
+            _once(labels, key)
+            if not labels and key != "baselines":  # without these there is no net gain, and all else
+                raise KdbenchError(f"{key} must name one {kind} at least, not [].")
             return tuple(self._choice(kind, label, base, (key,)) for label in labels)
 
     def _choice(self, kind: str, label: str, base: type, named: tuple[str, ...]) -> Choice:
@@ -319,6 +343,16 @@ class _Reader:
                 with self._blame(kind, label):
                     self._choice(kind, label, base, (kind, label))
 
+    def _check_sweeps(self) -> None:
+        """A sweep of what is not played does nothing: fine when the command line chose among the file's methods."""
+        for sweep in self._idle:
+            kind, label = sweep.method
+            chosen = any((key,) in self._changed for key in PLAYED[kind]) and ("sweep",) not in self._changed
+            if label not in self._swept and not chosen:  # a point of another sweep is played if that one is
+                with self._blame(*sweep.paths[0]):
+                    keys = " or ".join(PLAYED[kind])
+                    raise KdbenchError(f"the {kind} '{label}' is swept but not played: name it among the {keys}.")
+
     def _get(self, *path: str) -> Tree:
         tree: Any = self._tree
         for depth, name in enumerate(path, 1):
@@ -345,6 +379,8 @@ class _Reader:
         written = place in (key for _, key in keys_of(self._text))
         made_by = [number for number, sweep in enumerate(self._sweeps) if list(place) in sweep.paths]
         if made_by and not written:
+            if ("sweep",) in self._changed:
+                return ""
             headers = [line for line, key in keys_of(self._text) if key == ("sweep",)]
             return f"{self._file}, line {headers[made_by[0]]}: " if len(headers) > made_by[0] else ""
         made = any(place[: len(change)] == change or change[: len(place)] == place for change in self._changed)
@@ -352,6 +388,17 @@ class _Reader:
             return ""
         line = line_of(self._text, place)
         return f"{self._file}, line {line}: " if line else f"{self._file}: "
+
+
+def _once(names: Sequence[str], among: str) -> None:
+    doubled = sorted(name for name in set(names) if names.count(name) > 1)
+    if doubled:
+        raise KdbenchError(f"'{doubled[0]}' is named twice among the {among}.")
+
+
+def _images_of(dataset: type, name: str) -> str:
+    """The data set whose images `dataset`, registered as `name`, holds in another form; mostly its own."""
+    return str(getattr(dataset, "images_of", name))
 
 
 def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
