@@ -14,6 +14,7 @@ from annotated_types import Ge, Le
 
 from kdbench import registry
 from kdbench.errors import KdbenchError, unknown
+from kdbench.game.data import Dataset
 from kdbench.game.fields import Checked, Share, Whole, build, hints
 from kdbench.game.methods import Attack, Defense, Recipe
 from kdbench.game.robustness import Evasion
@@ -396,9 +397,9 @@ def _once(names: Sequence[str], among: str) -> None:
         raise KdbenchError(f"'{doubled[0]}' is named twice among the {among}.")
 
 
-def _images_of(dataset: type, name: str) -> str:
-    """The data set whose images `dataset`, registered as `name`, holds in another form; mostly its own."""
-    return str(getattr(dataset, "images_of", name))
+def _images_of(dataset: type[Dataset], name: str) -> str:
+    """The data set whose images `dataset`, registered as `name`, holds; mostly its own."""
+    return dataset.images_of or name
 
 
 def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
