@@ -17,8 +17,9 @@ class AssistantKD(Attack):
     The labels that are mixed in at each hop dilute what a defense has planted in the answers. Only the first hop asks
     the oracle (queries: as in KD); an assistant answers its pupil's augmented batches for nothing.
     chain: registered networks from the victim's side to the student's, "" for the student's own; () is plain KD.
-    Defaults: those of KD, so that the hops are all that differs from it. Departure: KL by "batchmean" (the official
-    code divides it by the number of classes), and temperature and alpha are not searched on test data.
+    Defaults: those of KD, so that the hops are all that differs from it. Departures: the default
+    assistant has the student's size, where the paper's stand between the two; KL by "batchmean" (the official code divides
+    it by the number of classes), and temperature and alpha are not searched on test data.
     """
 
     needs: ClassVar[Answers] = Answers.TOPK

@@ -44,8 +44,8 @@ class DFME(Attack):
     and the last batch's disagreement.
     Departures: the official code clips no answer, and keeps the student that tests best, on test data; its rates fall
     once in 50 rounds, ours in any, and it divides the estimate by the number of classes once more, which Adam undoes;
-    sides that 4 does not divide are rounded up at the generator's start. The student is probed in fp32; a victim that
-    computes in bf16 answers too coarsely for the default epsilon.
+    sides that 4 does not divide are rounded up at the generator's start. Student and victim are probed in fp32 only:
+    differences as small as these drown in bf16.
     """
 
     needs: ClassVar[Answers] = Answers.PROBS
@@ -67,6 +67,8 @@ class DFME(Attack):
             raise KdbenchError("DFME.batch must be at least 2: batch norm cannot normalise a batch of one image.")
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
+        if ctx.precision != "fp32":
+            raise KdbenchError(f"dfme needs precision fp32, not {ctx.precision}: its differences drown in rounding.")
         rounds = self.rounds(oracle.left)  # of the whole theft: a resumed one has not yet gone back to its count
         duel, slot = Duel(self, oracle, ctx), ctx.log.slot()
         duel.resume(ctx.log.load(slot))

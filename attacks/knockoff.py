@@ -37,7 +37,8 @@ class Knockoff(Attack):
     mean y_k)) and the loss of a surrogate, each rescaled to [0,1]. The surrogate, a second network, learns each batch
     once before the next; the student that is returned is trained anew on all that was asked.
     Defaults: the official 60,000 queries; the thief's recipe, where the official code has its own (SGD 0.01, momentum
-    0.5, 100 epochs, batch 64) and starts from ImageNet weights.
+    0.5, 100 epochs, batch 64) and starts from ImageNet weights. The default pool needs no download: 20,000 pieces of two
+    photographs, where the paper has ImageNet; what it does not steal says little of the attack.
     Departures, all of the adaptive policy: a kind is one of `clusters` of the pool, by k-means on coarse pixels, where
     the paper takes the pool's labels in a hierarchy; the bandit moves once a batch, and the mean reward, the mean
     answer and the ranges are those of the batch, where the paper takes them over a window of past images; no image is

@@ -11,7 +11,8 @@ from .kd import KD
 class PartialKD(KD):
     """Plays KD with a class-balanced `fraction` of the thief's images, drawn with `subset_seed`.
 
-    The paper goes from 10 to 90 %. Departure: its loader draws without regard to classes.
+    The paper goes from 10 to 90 %. Departure: its loader draws without regard to classes. Balanced it is also for a thief
+    who was granted no labels.
     """
 
     fraction: Fraction = 0.1

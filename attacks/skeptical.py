@@ -41,8 +41,9 @@ class Skeptical(Attack):
     alpha T^2 KL(softmax(z_t / T) || softmax(h_loc / T)) + (1 - alpha) CE(h_loc)
     + s KL(softmax(h_0 / T) || softmax(h_1 / T)) + (1 - s) CE(h_1) + CE(h_0), s = self_distillation,
     the second KL without T^2 and with a gradient for both. During the share `delay` of the training CE(h_0) alone: 0.12
-    are the official 21 of 180 epochs. Only the student is handed over. alpha and T: the official CIFAR-10 values; loc:
-    that of the CIFAR-100 runs (unofficial CIFAR-10 files have 3). queries: as in KD, from the first epoch on.
+    are about the 21 of 180 epochs that the averager's authors ran. Only the student is handed over. alpha and T: the
+    official CIFAR-10 values; loc: that of the CIFAR-100 runs (unofficial CIFAR-10 files have 3). queries: as in KD,
+    from the first epoch on.
     Departures: the official code has networks of its own, for ResNets and MobileNetV2; here any student is looked into,
     the stages are where its maps keep their size, and a network with too few of them listens at its earliest. A head is
     an attention mask, a separable convolution of stride 2 to the width of each later stage, a global average (4x4 there)

@@ -21,7 +21,8 @@ class AdaptiveMisinformation(Defense):
     it is. Whoever asks about the owner's own kind of images, as thieves mostly do here, meets few lies.
 
     Defaults: the official code's nu and exposure (ports to other code bases have nu = 1000). The threshold is the dial
-    between accuracy and theft; the code's example for MNIST has 0.99, ours spares victims that are seldom that sure.
+    between accuracy and theft; the code's example for MNIST has 0.99, ours spares victims that are seldom that sure. Of
+    two classes one always has 1/2: there it must be higher, or no lie is told.
     Departures: no second data set is at hand, so outliers are the owner's images with bands of rows and columns in
     disorder, one for each, drawn once and augmented like the others; a batch is drawn from both kinds at once, as many
     of either on average; f is trained after the victim, not beside it, and so on the final victim's labels of outliers;

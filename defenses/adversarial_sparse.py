@@ -41,8 +41,10 @@ class AdversarialSparse(Defense):
     space: where eps, step and the clamp to [0,1] apply: "pixel", or "normalised", that is (x - mean) / std by channel,
     where the clamp cuts off all below the mean and all above one deviation from it.
     Departure: the release pairs nothing and clamps normalised images; the defaults follow the abstract's idea and
-    attack pixels. As released: pairing = "random", space = "normalised", divergence = "exponential"; but its unrelated
-    images come in stored order, here they are drawn, and its mean and std are constants, here the owner's images'.
+    attack pixels, with the release's eps and step as they stand, a radius about four times as wide as in its
+    normalised images (there 0.3 is some 0.07 of the range of a pixel). As released: pairing = "random", space =
+    "normalised", divergence = "exponential"; but its unrelated images come in stored order, here they are drawn, and
+    its mean and std are constants, here the owner's images'.
     """
 
     alpha: Share = 0.05

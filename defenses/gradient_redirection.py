@@ -22,9 +22,9 @@ class GradientRedirection(Defense):
     the victim's true answers for a few epochs (default: the code's); the direction is the code's main one, all ones.
 
     Departures: the surrogate learns from the owner's images, by the owner's recipe, not from a thief's queries; its
-    schedule is that of so few epochs, where the code stops a longer one early. It is in eval mode, so that an answer
-    depends on its image alone. An emptied class is withheld, where the code leaves it 1e-15. Rounding's part is taken
-    off epsilon (2e-6). The default epsilon is our choice, that of the other defenses with such a budget.
+    schedule is that of so few epochs, where the code stops a longer one early. An emptied class is withheld, where the code
+    leaves it 1e-15. Rounding's part is taken off epsilon (2e-6). The default epsilon is our choice, that of the other
+    defenses with such a budget; victims that are not sure of much lose most of their labels to it.
     """
 
     epsilon: NonNegative = 1.0

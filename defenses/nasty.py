@@ -14,8 +14,9 @@ class Nasty(Defense):
 
     min CE(z, y) - omega tau^2 KL(softmax(z / tau) || softmax(z_A / tau)), where the adversary A is the victim itself,
     frozen, and the twin starts from fresh weights, as the official code does. Defaults: its CIFAR-10 values.
-    Departure: the KL has no upper bound and big twins are known to diverge; after a divergence the training starts
-    once more with gradients clipped to norm `clip`, and writes down guarded = 1. clip = 0 switches this off.
+    Departure: the KL can grow as far as the adversary's logits are apart, and big twins are known to diverge; after a
+    divergence the training starts once more with gradients clipped to norm `clip`, or to the recipe's if that is less,
+    and writes down guarded = 1. clip = 0 switches this off.
     """
 
     tau: Positive = 4.0
@@ -29,7 +30,7 @@ class Nasty(Defense):
             if not self.clip:
                 raise
         ctx.log("guarded", 1)
-        return self._train(victim, ctx.training(clip=self.clip))
+        return self._train(victim, ctx.training(clip=min(self.clip, ctx.recipe.clip or self.clip)))
 
     def _train(self, victim: nn.Module, ctx: Context) -> nn.Module:
         twin = ctx.new_student()

@@ -15,7 +15,8 @@ class ReverseSigmoid(Defense):
 
     y' = clip(y - r, 0, 1) / sum, r = beta (sigmoid(gamma log(y / (1 - y))) - 1/2). The victim stays as it is; its label
     may not: with a large beta, less is left of the winner than is given to the others. Defaults: the Adversarial
-    Robustness Toolbox's; ModelGuard plays beta = 0.008, gamma = 0.2. Departure: the toolbox keeps y away from 0 and 1;
+    Robustness Toolbox's, meant for few classes: at them a winner below 0.35 or so loses to the least likely class, which
+    with 100 classes is common; ModelGuard plays beta = 0.008, gamma = 0.2. Departure: the toolbox keeps y away from 0 and 1;
     here the odds come from log-probabilities, are right as far as float32 goes, and no class is cut off.
     """
 

@@ -34,5 +34,5 @@ class Stingy(Defense):
 
 def zero_rest(z: Tensor, n: int) -> Tensor:
     """Log-probabilities (N,K) of logits `z` with 0 written into all but the `n` largest of each row."""
-    top = z.topk(min(n, z.shape[1]), dim=1)
-    return torch.zeros_like(z).scatter(1, top.indices, top.values).log_softmax(dim=1)
+    values, order = z.sort(dim=1, descending=True, stable=True)  # of equal logits the first, as for the label
+    return torch.zeros_like(z).scatter(1, order[:, :n], values[:, :n]).log_softmax(dim=1)

@@ -563,6 +563,12 @@ def test_a_budget_below_one_round_says_so(data: Split, victim: nn.Module, patter
     assert oracle.answered == 0
 
 
+def test_differences_are_not_taken_where_they_would_drown(data: Split, victim: nn.Module, patterns: Tensor) -> None:
+    ctx = replace(of(DUEL, data, patterns), precision="bf16")
+    with pytest.raises(KdbenchError, match="dfme needs precision fp32, not bf16"):
+        DUEL.steal(oracle_on(victim), ctx)
+
+
 def test_a_batch_of_one_image_is_refused() -> None:
     with pytest.raises(KdbenchError, match="at least 2"):
         DFME(batch=1)

@@ -116,6 +116,33 @@ def matrix(more: Mapping[str, float] = ROBUST) -> list[Cell]:
     return cells + over_seeds(None, "label-smoothing", [0.83, 0.8, 0.86])
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"owned": {}}, ".owned: the field 'fraction' is missing."),
+        ({"owned": {"fraction": "x", "seed": 0}}, ".owned.fraction must be a valid number, not 'x'."),
+        ({"owned": {"fraction": 1, "seed": 0.5}}, ".owned.seed must be a valid integer, not 0.5."),
+        ({"metrics": {"agreement": 1, "student_acc": float("nan")}}, ".metrics.student_acc must be a finite number, not nan."),
+        ({"metrics": {"agreement": 1, "student_acc": None}}, ".metrics.student_acc must be a finite number, not None."),
+        ({"seconds": {"steal": float("inf")}}, ".seconds.steal must be a finite number, not inf."),
+        ({"metrics": 3}, ".metrics must be an object, not 3."),
+    ],
+)  # fmt: skip
+def test_a_damaged_cell_is_told_with_its_file_and_the_field(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = results.write(played("none", "kd", 0, 0.9), tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(KdbenchError) as caught:
+        results.read(tmp_path)
+    assert str(caught.value) == f"{path}{said}"
+
+
+def test_a_folder_with_the_name_of_a_cell_is_told(tmp_path: Path) -> None:
+    path = tmp_path / results.FOLDER / "x.json"
+    path.mkdir(parents=True)
+    with pytest.raises(KdbenchError, match=rf"^{path} cannot be read: Is a directory\.$"):
+        results.read(tmp_path)
+
+
 def test_an_interval_is_students_t() -> None:
     found = estimate({0: 0.10, 1: 0.08, 2: 0.14})
     assert found is not None

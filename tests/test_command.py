@@ -11,11 +11,11 @@ import torch
 
 from kdbench.api import KdbenchError
 from kdbench.board.results import read
-from kdbench.runner import command
+from kdbench.runner import command, exhibits
 from kdbench.runner.benchmark import Suite
 from kdbench.runner.session import Session
 from kdbench.runner.store import Store, write_json
-from runs import DIVERGES, ON_NASTY, Json, Played, Recorder, options
+from runs import DIVERGES, ON_NASTY, TINY, Json, Played, Recorder, options
 
 
 def request(folder: Path, **changes: Any) -> command.Request:
@@ -57,6 +57,30 @@ def test_a_dry_run_prints_the_plan_and_plays_nothing(
     assert not (tmp_path / "out").exists()
 
 
+FIGURE = """
+[[published]]
+defense = "nasty"
+attack = "kd"
+accuracy = 0.5
+source = "a table"
+evidence = "paper"
+"""
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_run_says_which_change_left_published_figures_out(
+    dry_run: bool, golden: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY + FIGURE)
+    said = "1 of 1 published figures are not shown: they are not about a game with another attack.kd.alpha."
+    for changes, lines in (["attack.kd.alpha=0.8"], [said]), ([], []):
+        asked = request(golden.copy(tmp_path / str(len(changes))), dry_run=dry_run, changes=changes, defense=["nasty"])
+        assert command.run(str(tmp_path / "tiny.toml"), asked) == 0
+        printed = capsys.readouterr().out
+        assert [line for line in printed.splitlines() if "published figures are" in line] == lines
+        assert ("Beside published figures" in printed) == (not changes and not dry_run)
+
+
 def test_the_status_of_a_run_counts_stages_and_cells(golden: Played) -> None:
     lines = command.status(golden.folder / "out").splitlines()
     assert lines[0].startswith("stages: 32 of 32 done, ")
@@ -77,6 +101,35 @@ def test_the_status_of_a_run_under_way_says_what_runs(golden: Played, tmp_path: 
 def test_the_status_of_another_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(KdbenchError, match="is not the results folder of a run"):
         command.status(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "{}", "[]", '{"store": 3, "stages": [], "cells": []}', '{"store": ".", "stages": [{}], "cells": []}', "\xff"],
+)
+def test_a_damaged_plan_is_a_sentence(golden: Played, tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text, encoding="latin-1")
+    shutil.copytree(golden.folder / "out" / "cells", tmp_path / "cells")
+    said = rf"^{tmp_path}/plan\.json is damaged; `kdbench run` with `--out {tmp_path}` writes it again, and repeats nothing"
+    with pytest.raises(KdbenchError, match=said):
+        command.status(tmp_path)
+    with pytest.raises(KdbenchError, match=said):
+        exhibits.draw(tmp_path, ["answers"])
+
+
+@pytest.mark.parametrize("out", ["mine.txt", "mine.txt/below"])
+def test_results_that_have_no_place_are_refused_before_anything_is_done(
+    golden: Played, tiny_file: str, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    before = golden.copy(tmp_path / "played")
+    wanted = request(before, out=tmp_path / out, force=True)
+    with pytest.raises(
+        KdbenchError, match=rf"^The results folder {tmp_path / out} cannot be used: .*Choose another with"
+    ):
+        command.run(tiny_file, wanted)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert Store(before / "store").published() == golden.store.published()
 
 
 def test_a_change_is_a_toml_value_or_else_a_string() -> None:

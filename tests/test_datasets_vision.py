@@ -74,7 +74,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_class_has_its_share_of_a_part_to_the_image(count: int) -> None:
     y = torch.tensor([0] * 50 + [1] * 30 + [2] * 21)
     sizes = y.bincount()
-    part = shared(y, count, seed=0)
+    part = shared(y, count, 0, "train")
     assert len(part) == len(set(part.tolist())) == count
     assert part.tolist() == sorted(part.tolist())
     assert (y[part].bincount(minlength=3) - count * sizes / len(y)).abs().max() < 1
@@ -82,20 +82,20 @@ def test_each_class_has_its_share_of_a_part_to_the_image(count: int) -> None:
 
 def test_a_part_is_the_same_each_time_and_another_with_another_seed() -> None:
     y = torch.arange(100) % 4
-    assert torch.equal(shared(y, 40, 0), shared(y, 40, 0))
-    assert not torch.equal(shared(y, 40, 0), shared(y, 40, 1))
+    assert torch.equal(shared(y, 40, 0, "train"), shared(y, 40, 0, "train"))
+    assert not torch.equal(shared(y, 40, 0, "train"), shared(y, 40, 1, "train"))
 
 
 def test_a_part_is_drawn_from_all_of_a_class() -> None:
     y = torch.zeros(50, dtype=torch.long)
-    drawn = torch.stack([shared(y, 10, seed) for seed in range(40)]).flatten().bincount(minlength=50)
+    drawn = torch.stack([shared(y, 10, seed, "train") for seed in range(40)]).flatten().bincount(minlength=50)
     assert drawn.min() > 0
     assert drawn.max() < 20
 
 
 def test_a_smaller_part_lies_in_a_larger_one() -> None:
     y = torch.arange(100) % 4
-    assert set(shared(y, 20, 3).tolist()) < set(shared(y, 40, 3).tolist())
+    assert set(shared(y, 20, 3, "train").tolist()) < set(shared(y, 40, 3, "train").tolist())
 
 
 def test_what_is_held_out_and_what_is_left_make_up_the_whole() -> None:
@@ -108,18 +108,22 @@ def test_what_is_held_out_and_what_is_left_make_up_the_whole() -> None:
 
 def test_a_part_of_no_size_is_all_there_is() -> None:
     data = Split(torch.rand(6, 1, 1, 1), torch.arange(6) % 3, 3)
-    assert reduced(data, 0, seed=0) is data
-    assert torch.equal(reduced(data, 6, seed=0).x, data.x)
+    assert reduced(data, 0, 0, "train") is data
+    assert torch.equal(reduced(data, 6, 0, "train").x, data.x)
 
 
 def test_parts_that_cannot_be_are_refused() -> None:
     data = Split(torch.rand(12, 1, 1, 1), torch.arange(12) % 3, 3)
-    with pytest.raises(KdbenchError, match=r"^2 of 12 images are too few: class 2 would have none\.$"):
-        reduced(data, 2, seed=0)
-    with pytest.raises(KdbenchError, match=r"^There are 12 images, not 13 to choose\.$"):
-        reduced(data, 13, seed=0)
-    with pytest.raises(KdbenchError, match=r"^12 images for validation leave none of 12 to train on\.$"):
+    with pytest.raises(KdbenchError, match=r"^dataset\.train: 2 of 12 images are too few: class 2 would have none\.$"):
+        reduced(data, 2, 0, "train")
+    with pytest.raises(KdbenchError, match=r"^dataset\.test: there are 12 images, not 13 to choose\.$"):
+        reduced(data, 13, 0, "test")
+    with pytest.raises(KdbenchError, match=r"^dataset\.validation: 12 images leave none of 12 to train on\.$"):
         held_out(data, 12, seed=0)
+    with pytest.raises(
+        KdbenchError, match=r"^dataset\.validation: 2 of 12 images are too few: class 2 would have none"
+    ):
+        held_out(data, 2, seed=0)
 
 
 # Small fakes in the formats of the originals
@@ -463,6 +467,7 @@ def test_images_become_grey_or_rgb_whatever_they_are(tmp_path: Path) -> None:
     assert grey.test.x.eq(torch.from_numpy(pixels)).all()
     assert grey.train.x.shape[1:] == (1, 6, 6)
     assert refusal_of_fields(channels=2).startswith("dataset.channels must be 1 or 3")
+    assert refusal_of_fields(size=100_000) == "dataset.size must be less than or equal to 1024, not 100000."
 
 
 def refusal_of_fields(**fields: Any) -> str:
@@ -515,6 +520,17 @@ def test_folders_that_are_not_as_they_should_be_are_refused(tmp_path: Path) -> N
     assert "eel" in said
 
 
+def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
+    root = folders(tmp_path, {"train": 2, "test": 2})
+    for part in ("train", "test"):
+        for kind in ("ant", "cat"):
+            shutil.rmtree(root / part / kind)
+    said = f"{root / 'train'} holds one class, bee; to tell apart there must be two or more."
+    assert refusal(own(root), Path()) == said
+    with pytest.raises(KdbenchError, match=r"holds one class, bee"):
+        own(root).fingerprint(Path())
+
+
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     root = folders(tmp_path, {"train": 3, "test": 2}, form="jpg")
     file = root / "train" / "bee" / "1.jpg"
@@ -522,6 +538,36 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     for content in (b"no image", whole[: len(whole) // 2]):
         file.write_bytes(content)
         assert refusal(own(root), Path()).startswith(f"{file} is no whole image: ")
+
+
+def test_a_file_with_a_damaged_header_is_named(tmp_path: Path) -> None:
+    root = folders(tmp_path, {"train": 3, "test": 2})
+    png = root / "train" / "bee" / "1.png"
+    whole = png.read_bytes()
+    png.write_bytes(whole.replace(b"\0\0\0\x0dIHDR", b"\0\0\0\x04IHDR"))  # the first chunk is said to end early
+    assert refusal(own(root), Path()).startswith(f"{png} is no whole image: ")
+    png.unlink()
+    ppm = root / "train" / "bee" / "1.ppm"
+    ppm.write_bytes(b"P6\n6 x 255\n" + bytes(108))
+    assert refusal(own(root), Path()).startswith(f"{ppm} is no whole image: ")
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("uint16", "I;16"), ("int32", "I"), ("float32", "F")])
+def test_an_image_of_more_than_8_bits_is_refused_before_it_is_cut_off(tmp_path: Path, kind: str, mode: str) -> None:
+    root = folders(tmp_path, {"train": 3, "test": 2})
+    file = root / "train" / "bee" / "1.tiff"
+    Image.fromarray((256 * images(6, 6).astype(numpy.int64)).astype(kind)).save(file)
+    said = f"{file} has pixels of mode {mode}, not of 8 bits a channel: convert it first."
+    assert refusal(own(root), Path()) == said
+
+
+def test_a_link_to_nowhere_is_named_by_whoever_meets_it_first(tmp_path: Path) -> None:
+    root = folders(tmp_path, {"train": 3, "test": 2})
+    link = root / "train" / "bee" / "7.png"
+    link.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(KdbenchError, match=rf"^{link} cannot be read: No such file or directory\.$"):
+        own(root).fingerprint(Path())
+    assert refusal(own(root), Path()).startswith(f"{link} is no whole image: ")
 
 
 def test_a_bare_imagefolder_asks_for_a_path(tmp_path: Path) -> None:

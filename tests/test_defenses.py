@@ -177,6 +177,24 @@ def test_nasty_starts_once_more_with_clipped_gradients_after_a_divergence(victim
     assert "guarded" not in calm.log.numbers
 
 
+def test_nasty_guards_no_looser_than_the_recipe(
+    victim: nn.Module, data: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips: list[float] = []
+
+    def train(_self: Nasty, victim: nn.Module, ctx: Context) -> nn.Module:
+        clips.append(ctx.recipe.clip)
+        if len(clips) % 2:
+            raise Diverged("made up")
+        return victim
+
+    monkeypatch.setattr(Nasty, "_train", train)
+    for own in (0.0, 0.5, 3.0):
+        ctx = context(data)
+        Nasty(clip=1.0).harden(victim, replace(ctx, recipe=replace(ctx.recipe, clip=own)))
+    assert clips == [0.0, 1.0, 0.5, 0.5, 3.0, 1.0]
+
+
 # Stingy
 
 
@@ -215,6 +233,13 @@ def test_stingy_support_is_exact_sums_to_one_and_keeps_the_label(ratio: float) -
 def test_stingy_answers_ties_without_enlarging_the_support(hidden: str) -> None:
     answers = served(Stingy(ratio=0.4, hidden=hidden), torch.ones(3, 5))  # type: ignore[arg-type]
     assert (answers.exp() > 0.2 + 1e-3).sum(dim=1).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("hidden", ["minus-infinity", "zero"])
+def test_of_equal_classes_stingy_reveals_the_first_and_so_keeps_the_label(hidden: str) -> None:
+    z = torch.rand(64, 10).sort(dim=1).values[:, torch.randperm(10)].clamp_max(0.5) + 1
+    answers = served(Stingy(ratio=0.1, hidden=hidden), z)  # type: ignore[arg-type]
+    assert torch.equal(answers.argmax(dim=1), z.argmax(dim=1))
 
 
 def test_stingy_ignores_a_constant_added_to_all_logits() -> None:

@@ -64,8 +64,23 @@ def test_where_nothing_is_suspicious_nothing_is_said() -> None:
 def test_a_defense_whose_best_thief_looks_at_labels_only_is_flagged_but_not_the_reference() -> None:
     labels = [c for d in ("none", "nasty") for c in over_seeds(d, "hard-label", [0.93] * 3, more=ROBUST)]
     assert flagged(calm() + labels) == {"none": "", "nasty": "labels suffice"}
-    worse = [replace(cell, metrics=cell.metrics | {"student_val_acc": 0.1}) for cell in labels]
-    assert flagged(calm() + worse) == {"none": "", "nasty": ""}
+
+
+@pytest.mark.parametrize(
+    ("labels", "flag"),
+    [
+        ([0.83, 0.84, 0.84], "labels suffice"),
+        ([0.80, 0.81, 0.82], ""),
+        ([0.79, 0.80, 0.81], ""),
+        ([0.81, 0.80, 0.90], ""),  # better by 0.01, -0.01 and 0.08: the interval holds 0
+        ([0.99], ""),  # one seed proves nothing
+    ],
+)
+def test_a_best_thief_who_surely_does_worse_than_with_labels_only_is_flagged(labels: list[float], flag: str) -> None:
+    """Chosen on validation data, `kd` with 0.80, 0.81, 0.82 is the best response, whatever labels alone would give."""
+    worse = {"student_val_acc": 0.1}
+    cells = [c for d in ("none", "nasty") for c in over_seeds(d, "hard-label", labels, more=ROBUST | worse)]
+    assert flagged(calm(alone=0.995) + cells) == {"none": "", "nasty": flag}
 
 
 def test_the_labels_flag_knows_the_method_and_not_the_label() -> None:
@@ -148,6 +163,26 @@ def test_a_thief_without_data_steals_what_it_gains_over_guessing() -> None:
     cells = over_seeds("nasty", "inversion", [0.15, 0.16, 0.17], owned={"fraction": 0.0, "seed": 0})
     assert flagged(cells) == {"nasty": "still stolen"}
     assert flagged([replace(cell, classes=5) for cell in cells]) == {"nasty": ""}
+
+
+def test_who_steals_is_looked_for_among_all_thieves_and_named_where_the_flag_is_explained() -> None:
+    """`kd` is the best response on validation data, and gains nothing."""
+    cells = calm(alone=0.82)
+    for thief, acc in (("lucky", 0.84), ("luckier", 0.86), ("luckless", 0.70)):
+        for defense in ("none", "nasty"):
+            cells += over_seeds(defense, thief, [acc + d for d in SEEDS], more=ROBUST | {"student_val_acc": 0.1})
+    cells += over_seeds("stingy", "kd", [0.9 + d for d in SEEDS], more=ROBUST)
+    assert flagged(cells) == {"none": "", "nasty": "still stolen", "stingy": "still stolen"}
+    [note] = [note for note in accuracy_board(cells).notes if "still stolen" in note]
+    assert note.endswith(": nasty by luckier, lucky; stingy by kd.")
+    both = accuracy_board([*cells, *(replace(cell, student="tiny") for cell in cells)])
+    [note] = [note for note in both.notes if "still stolen" in note]
+    assert "nasty by luckier, lucky (small); stingy by kd (small); nasty by luckier, lucky (tiny)" in note
+
+
+def test_a_thief_whose_theft_is_not_scored_has_stolen_nothing() -> None:
+    past = ended(over_seeds("nasty", "inversion", [0.99] * 3, more=ROBUST), Status.BYPASSED, "it has the weights")
+    assert flagged(calm() + past) == {"none": "", "nasty": ""}
 
 
 def test_a_defense_that_no_attack_was_scored_against_raises_nothing() -> None:

@@ -234,3 +234,13 @@ def test_workers_run_one_thread_each_whatever_this_process_runs(golden: Played) 
     before = dict(os.environ)
     LocalExecutor(golden.store.root, 1).submit([])
     assert dict(os.environ) == before
+
+
+def test_fp32_is_not_rounded_to_ten_bits_by_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", lambda *_, **__: None
+    )  # of this process, not of the test
+    for precision in ("bf16", "fp32"):
+        worker._settle({"threads": torch.get_num_threads(), "device": "cpu", "precision": precision})
+        assert torch.backends.cudnn.allow_tf32 == (precision == "bf16")

@@ -133,6 +133,18 @@ def test_the_data_set_of_the_game_is_no_pool_however_it_is_written(tmp_path: Pat
     assert "draws on 'photos'" in complaint(tmp_path, KNOCKOFF, {"dataset": "photos"})
 
 
+@pytest.mark.parametrize(("game", "pool"), [("cifar10", "cifar10-jpeg"), ("cifar10-jpeg", "cifar10")])
+def test_a_pool_of_the_same_images_in_another_form_is_refused(tmp_path: Path, game: str, pool: str) -> None:
+    text = KNOCKOFF.replace('"blobs"', f'"{game}"') + f'[attack.knockoff]\npool = "{pool}"\n'
+    said = (
+        f"attack.knockoff draws on '{pool}', which holds the images of '{game}', the data set that the game is about."
+    )
+    assert complaint(tmp_path, text) == f"mine.toml, line 10: {said}"
+    assert [choice.label for choice in read(tmp_path, text, {"attack.knockoff.pool": "cifar100"}).publics] == [
+        "cifar100"
+    ]
+
+
 def test_a_pool_from_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     said = complaint(tmp_path, KNOCKOFF, {"attack.knockoff.pool": "photoz"})
     assert said.startswith("There is no dataset 'photoz'. Did you mean 'photos'? ")

@@ -225,6 +225,15 @@ def test_making_a_network_leaves_the_global_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("images", [96, 0])
+def test_a_broken_network_is_no_result(images: int, room: Room) -> None:
+    workshop = Workshop("mini-8", blobs().train.take(torch.arange(images)), 0, "student", "cpu")
+    network = workshop()
+    nn.utils.vector_to_parameters(torch.full((10_000,), torch.nan), network.parameters())
+    with pytest.raises(KdbenchError, match="The attack returned a network whose answers are not finite"):
+        workshop.save(room.desk(), network, "attack")
+
+
+@pytest.mark.parametrize("images", [96, 0])
 def test_normalisation_lives_inside_the_network(images: int) -> None:
     """By the images of its owner; a thief without any assumes mid-grey and a deviation of a quarter."""
     data = blobs().train

@@ -19,7 +19,7 @@ LAYERS = [
     {"kdbench.runner.matrix"},
     {"kdbench.runner.executors.local"},
     {"kdbench.runner.executors.protocol", "kdbench.runner.plan", "kdbench.runner.worker"},
-    {"kdbench.runner.stages", "kdbench.runner.suite"},
+    {"kdbench.runner.stages", "kdbench.runner.suite", "kdbench.runner.trial"},
     {"kdbench.runner.benchmark", "kdbench.runner.sweep"},
     {"kdbench.runner.places"},
     {"kdbench.runner.journal"},

@@ -154,9 +154,30 @@ def test_points_share_no_table() -> None:
     assert tree["defense"]["nasty"] == {"tau": 2.0, "recipe": {"epochs": 3}}
 
 
-def test_a_method_that_is_not_played_is_not_played_for_its_sweep(tmp_path: Path) -> None:
-    assert read(tmp_path, GOOD + sweep('"defense.stingy.ratio"', "[0.1, 1]")) == read(tmp_path, GOOD)
+def test_a_method_that_is_not_chosen_is_not_played_for_its_sweep(tmp_path: Path) -> None:
     assert labels(tmp_path, GOOD + OMEGA, {"defenses": ["none", "stingy"]}) == ["none", "stingy"]
+    waiting = GOOD + sweep('"defense.stingy.ratio"', "[0.1, 1]")
+    assert labels(tmp_path, waiting, {"defenses": ["none", "stingy"]}) == [
+        "none",
+        "stingy+ratio-0.1",
+        "stingy+ratio-1",
+    ]
+
+
+def test_a_sweep_that_would_go_unplayed_unnoticed_is_refused(tmp_path: Path) -> None:
+    text = GOOD + OMEGA + sweep('"defense.stingy.ratio"', "[0.1, 1]")
+    said = "the defense 'stingy' is swept but not played: name it among the defenses."
+    assert complaint(tmp_path, text) == f"mine.toml, line 15: {said}"
+    assert complaint(tmp_path, text, {"attacks": ["kd"]}) == f"mine.toml, line 15: {said}"
+    anew = {"sweep": [{"vary": "defense.stingy.ratio", "values": [1]}]}
+    assert complaint(tmp_path, GOOD + OMEGA, {**anew, "defenses": ["nasty"]}) == said
+    said = "the attack 'scm' is swept but not played: name it among the attacks or baselines."
+    assert said in complaint(tmp_path, GOOD + sweep('"attack.scm.temperature"', "[2]"))
+
+
+def test_a_point_of_a_sweep_can_be_swept(tmp_path: Path) -> None:
+    text = GOOD + OMEGA + sweep("""'defense."nasty+omega-1".tau'""", "[2]")
+    assert labels(tmp_path, text) == ["none", "nasty+omega-0.1", "nasty+omega-1+tau-2"]
 
 
 def test_a_sweep_plans_what_its_points_written_out_would(plan: Callable[..., Plan]) -> None:
@@ -228,23 +249,28 @@ TAIL = "such as defense.nasty.omega, not "
         (
             sweep('"defense.nasty"', "[1]"),
             11,
-            f"sweep.vary names fields of one defense or attack, {TAIL}defense.nasty.",
+            f"sweep.vary names fields of one defense or attack, {TAIL}'defense.nasty'.",
         ),
-        (sweep('"victim.recipe.lr"', "[1]"), 11, f"sweep.vary names fields of one defense or attack, {TAIL}victim."),
+        (
+            sweep('"victim.recipe.lr"', "[1]"),
+            11,
+            f"sweep.vary names fields of one defense or attack, {TAIL}'victim.recipe.lr'.",
+        ),
         (
             sweep('["defense.nasty.omega", "attack.kd.alpha"]', "[[1, 1]]"),
             11,
-            f"sweep.vary names fields of one defense or attack, {TAIL}defense.nasty.omega, attack.kd.alpha.",
+            f"sweep.vary names fields of one defense or attack, {TAIL}'defense.nasty.omega', 'attack.kd.alpha'.",
         ),
         (
             sweep('["defense.nasty.omega", "defense.stingy.ratio"]', "[[1, 1]]"),
             11,
-            f"sweep.vary names fields of one defense or attack, {TAIL}defense.nasty.omega, defense.stingy.ratio.",
+            f"sweep.vary names fields of one defense or attack, {TAIL}'defense.nasty.omega', 'defense.stingy.ratio'.",
         ),
-        (sweep("[]", "[1]"), 11, "sweep.vary names fields of one defense or attack, "),
+        (sweep("[]", "[1]"), 11, f"sweep.vary names fields of one defense or attack, {TAIL}nothing."),
+        (sweep('""', "[1]"), 11, f"sweep.vary names fields of one defense or attack, {TAIL}''."),
         (sweep("3", "[1]"), 12, "sweep.vary must be a valid string or a valid array, not 3."),
         (sweep('"defense.nasty.omega"', "3"), 13, "sweep.values must be a valid array, not 3."),
-        (sweep('"defense.nasty.omega"', "[]"), 11, "sweep.values must hold 1 values for each point, not nothing."),
+        (sweep('"defense.nasty.omega"', "[]"), 11, "sweep.values must hold at least one value, not []."),
         (
             sweep('["defense.nasty.omega", "defense.nasty.tau"]', "[[1, 1], [2]]"),
             11,
@@ -499,6 +525,103 @@ def test_a_figure_of_students_trained_alone_is_about_those_with_all_the_data(
     said = {"attack": "cross-entropy", "accuracy": 0.7, "source": "s", "evidence": "paper"}
     cells = run(tiny({"published": [said]}), tmp_path, store=golden.folder / "store")
     assert [name for name, cell in cells.items() if cell.published] == ["baseline-1-0--cross-entropy--mini-8--seed0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "accuracies"),
+    [
+        ("deep-inversion-cifar10", ("none", "", "", "vgg-11"), {0.9234, 0.9225}),
+        ("deep-inversion-cifar10", ("none", "deep-inversion", "vgg-11", "vgg-11"), {0.8416}),
+        ("deep-inversion-cifar10", ("none", "adaptive-deep-inversion", "vgg-11", "vgg-11"), {0.9078}),
+        ("deep-inversion-cifar10", ("none", "deep-inversion", "resnet-18", "vgg-11"), {0.8382}),
+        ("deep-inversion-cifar10", ("none", "adaptive-deep-inversion", "resnet-18", "vgg-11"), {0.9036}),
+        ("assistant-cifar10", ("none", "", "", "distillation-cifar10"), {0.7791}),
+        (
+            "assistant-cifar10",
+            ("assistant-distillation+temperature-20+steps-1", "", "", "distillation-cifar10"),
+            {0.8038},
+        ),
+    ],
+)
+def test_figures_that_were_once_forgotten_are_there(
+    name: str, about: tuple[str, str, str, str], accuracies: set[float]
+) -> None:
+    known = suites.load(name).published
+    assert {f.accuracy for f in known if (f.defense, f.attack, f.student, f.victim) == about} == accuracies
+
+
+OF_VICTIM: Json = {"defense": "nasty"}
+OF_THEFT: Json = {"defense": "nasty", "attack": "kd"}
+OF_BASELINE: Json = {"attack": "cross-entropy"}
+NAMED: Json = {"student": "mini-8", "victim": "mini-16"}
+ALL = (OF_VICTIM, OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)
+
+
+@pytest.mark.parametrize(
+    ("path", "lost"),
+    [
+        ("dataset", ALL),
+        ("dataset.validation", ALL),
+        ("threat.data", (OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)),
+        ("victim.network", (OF_VICTIM, OF_THEFT)),
+        ("victim.recipe.epochs", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
+        ("student.networks", (OF_THEFT, OF_BASELINE)),
+        ("student.recipe.lr", (OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)),
+        ("student.recipes.mini-16.lr", (OF_THEFT, OF_BASELINE)),
+        ("defense", ALL),
+        ("defense.nasty", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
+        ("defense.nasty.omega", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
+        ("defense.stingy.ratio", ()),
+        ("attack.kd.temperature", (OF_THEFT, OF_THEFT | NAMED)),
+        ("attack.cross-entropy", (OF_BASELINE,)),
+        *(
+            (path, ())
+            for path in ("seeds", "defenses", "attacks", "baselines", "robustness.level", "precision", "sweep")
+        ),
+    ],
+)
+def test_a_figure_says_nothing_of_a_game_that_was_changed_in_what_it_is_about(
+    path: str, lost: tuple[Json, ...]
+) -> None:
+    assert [said for said in ALL if figure(**said).lost(path.split("."))] == list(lost)
+
+
+@pytest.mark.parametrize(("path", "lost"), [("defense.nasty.clip", True), ("defense.nas.clip", False), ("sweep", True)])
+def test_a_figure_of_a_point_is_lost_with_its_method_and_with_its_sweep(path: str, lost: bool) -> None:
+    assert figure(defense="nasty+omega-1").lost(path.split(".")) is lost
+
+
+def test_a_paper_is_not_set_beside_another_game_than_its_own() -> None:
+    changes = ["threat.data=0.01", "defense.nasty.omega=0"]
+    suite = suites.load("nasty-cifar10", Request(dataset="digits", changes=changes).tree())
+    assert suite.published == ()
+    assert suite.left_out == (
+        "16 of 16 published figures are not shown: they are not about a game with another dataset, "
+        "defense.nasty.omega, threat.data."
+    )
+
+
+def test_figures_that_a_change_does_not_concern_stay_and_those_that_it_does_are_counted() -> None:
+    before, after = (suites.load("nasty-cifar10", changes) for changes in (None, {"defense.nasty.omega": 0.5}))
+    assert before.left_out == ""
+    assert after.published == tuple(said for said in before.published if said.defense != "nasty")
+    assert after.left_out.startswith("6 of 16 published figures are not shown: ")
+    picked = Request(defense=["nasty"], attack=["kd"], seeds=1, robustness="fast", student=["cnn"]).tree()
+    assert suites.load("nasty-cifar10", picked).published == before.published
+    assert suites.load("nasty-cifar10", picked).left_out == ""
+
+
+def test_a_sweep_can_be_stopped_though_papers_speak_of_its_points(tmp_path: Path) -> None:
+    text = '\n[[published]]\ndefense = "nasty+omega-1"\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n'
+    suite = read(tmp_path, GOOD + OMEGA + text, {"sweep": []})
+    assert suite.published == ()
+    assert "another sweep" in suite.left_out
+
+
+@pytest.mark.parametrize(("name", "said"), FIGURES)
+def test_every_shipped_figure_names_the_networks_that_it_is_about(name: str, said: Figure) -> None:
+    assert bool(said.victim) == bool(said.defense)
+    assert bool(said.student) == bool(said.attack)
 
 
 # Recipes of single students

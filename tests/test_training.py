@@ -520,6 +520,17 @@ def test_a_student_learns_from_a_teacher_that_withholds_classes(T: float) -> Non
     assert (z.grad[log_p == -torch.inf] > 0).all()  # what was withheld is pushed down
 
 
+@pytest.mark.parametrize(("gap", "T"), [(500.0, 4.0), (420.0, 1.0), (3000.0, 20.0)])
+def test_a_softened_probability_that_vanishes_in_float32_has_the_gradient_of_its_limit(gap: float, T: float) -> None:
+    def gradient(dtype: torch.dtype) -> Tensor:
+        z = torch.tensor([[gap, 0.0, gap - 1.0]], dtype=dtype, requires_grad=True)
+        kl(soften(z, T), torch.tensor([[0.2, 0.3, 0.5]], dtype=dtype).log()).backward()
+        assert z.grad is not None
+        return z.grad.float()
+
+    torch.testing.assert_close(gradient(torch.float32), gradient(torch.float64))
+
+
 def test_the_gradient_of_distillation_is_student_less_teacher_at_that_temperature() -> None:
     z, log_p, _ = some_logits()
     z.requires_grad_()

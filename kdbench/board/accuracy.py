@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kdbench.board.flags import MEANING, flags
+from kdbench.board.flags import explained, flags
 from kdbench.board.published import NOTE as PUBLISHED_NOTE
 from kdbench.board.published import published
 from kdbench.board.results import Cell, Status
@@ -277,8 +277,7 @@ def _notes(found: Sequence[Standings], about: dict[str, Any]) -> list[str]:
         notes.append(_BYPASSED_NOTE)
     if "unexamined" in marks:
         notes.append(_UNEXAMINED_NOTE)
-    raised = {flag for s in found for entry in s.entries() for flag in flags(s, entry.defense, entry.best)}
-    notes += [f"Flag '{name}': {words}." for name, words in MEANING.items() if any(f.startswith(name) for f in raised)]
+    notes += explained(found)
     if any(published(student).rows for student in found):
         notes.append(PUBLISHED_NOTE)
     return notes

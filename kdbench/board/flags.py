@@ -11,12 +11,13 @@ ALIKE = 0.99  # share of repeated questions that must get the same answer; round
 WHITE_BOX = "victim_adv_pgd"
 
 MEANING: Mapping[str, str] = {
-    LABELS: "the best response looks at top-1 answers only: whatever the defense does to the rest, it does not matter",
+    LABELS: "the best response looks at top-1 answers only, or does worse than the thief who does, by an interval wholly "
+    "below 0: whatever the defense does to the rest of an answer, it does not matter",
     LOSSY: "the accuracy as served lies below what the tolerance allows",
     FICKLE: "repeated questions get other answers, though the defense does not declare that it keeps state",
     MASKED: "an attack that needs no gradient of the victim, or a weaker one, beats PGD on it: its gradients are masked, "
     "and adversarial accuracy says little",
-    STOLEN: "the best response gains more than the thief could alone, by an interval wholly above 0",
+    STOLEN: "a thief, be it the best response or not, gains more than it could alone, by an interval wholly above 0",
 }
 
 
@@ -26,8 +27,22 @@ def flags(found: Standings, defense: Player, best: Match | None) -> tuple[str, .
     return tuple(f"{name} ({', '.join(_masks(found, defense))})" if name == MASKED else name for name in raised)
 
 
+def explained(students: Sequence[Standings]) -> list[str]:
+    """A note for each flag that is raised; of what is still stolen it names the thieves, for whom a board has no room."""
+    raised = {flag for s in students for entry in s.entries() for flag in flags(s, entry.defense, entry.best)}
+    thieves = {STOLEN: f": {'; '.join(text for student in students for text in _stolen(student, len(students) > 1))}"}
+    return [
+        f"Flag '{name}': {words}{thieves.get(name, '')}."
+        for name, words in MEANING.items()
+        if any(flag.startswith(name) for flag in raised)
+    ]
+
+
 def _labels_suffice(found: Standings, defense: Player, best: Match | None) -> bool:
-    return best is not None and best.attack.method == LABELS_ONLY and defense.method != REFERENCE
+    if best is None or defense.method == REFERENCE:
+        return False
+    gain = found.gain_over_labels(best)
+    return best.attack.method == LABELS_ONLY or (gain is not None and _surely_below(gain))
 
 
 def _too_lossy(found: Standings, defense: Player, best: Match | None) -> bool:
@@ -46,8 +61,7 @@ def _masked(found: Standings, defense: Player, best: Match | None) -> bool:
 
 
 def _still_stolen(found: Standings, defense: Player, best: Match | None) -> bool:
-    gain = found.net_gain(best) if best and defense.method != REFERENCE else None
-    return gain is not None and _surely_above(gain)
+    return bool(_thieves(found, defense))
 
 
 _FLAGS: Mapping[str, Callable[[Standings, Player, Match | None], bool]] = {
@@ -57,6 +71,22 @@ _FLAGS: Mapping[str, Callable[[Standings, Player, Match | None], bool]] = {
     MASKED: _masked,
     STOLEN: _still_stolen,
 }
+
+
+def _stolen(found: Standings, several: bool) -> Iterator[str]:
+    """Who steals from each defense, in words, where anybody does; with the student where there are `several`."""
+    for defense in found.defenses:
+        if thieves := _thieves(found, defense):
+            yield f"{defense.label} by {', '.join(thieves)}{f' ({found.student})' if several else ''}"
+
+
+def _thieves(found: Standings, defense: Player) -> list[str]:
+    """The attacks that surely gain something from `defense`, the greatest gain first; what nobody defends is no matter."""
+    if defense.method == REFERENCE:
+        return []
+    gains = {match.attack.label: found.net_gain(match) for match in found.against(defense.label)}
+    sure = {label: gain.mean for label, gain in gains.items() if gain and _surely_above(gain)}
+    return sorted(sure, key=lambda label: -sure[label])
 
 
 def _masks(found: Standings, defense: Player) -> list[str]:
@@ -86,6 +116,11 @@ def _beats(left: BySeed, white_box: BySeed) -> bool:
 def _surely_above(value: Estimate) -> bool:
     """One seed proves nothing."""
     return value.half is not None and value.low > 0
+
+
+def _surely_below(value: Estimate) -> bool:
+    """One seed proves nothing."""
+    return value.half is not None and value.high < 0
 
 
 def _cells(found: Standings, defense: str | None) -> list[Cell]:

@@ -1,6 +1,7 @@
 """A cell's record: one JSON file a cell, all that leaderboards and plots know of a run."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError
-from kdbench.game.fields import build, plain
+from kdbench.game.fields import Share, Whole, build, plain
 
 SCHEMA = 1
 FOLDER = "cells"
@@ -141,11 +142,32 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+@dataclass(frozen=True)
+class _Owned:
+    """What stands in the table `owned` of a cell."""
+
+    fraction: Share
+    seed: Whole
+
+
 def _cell(path: Path) -> Cell:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise KdbenchError(f"{path} is not a result file: {error}.") from None
+    except OSError as error:
+        raise KdbenchError(f"{path} cannot be read: {error.strerror}.") from None
     if not isinstance(values, Mapping) or values.get("schema") != SCHEMA:
         raise KdbenchError(f"{path} has not the result schema {SCHEMA} that this version reads.")
-    return build(Cell, values, str(path))
+    for table in ("metrics", "seconds"):
+        _check_numbers(values.get(table), f"{path}.{table}")
+    cell = build(Cell, values, str(path))
+    build(_Owned, cell.owned, f"{path}.owned")
+    return cell
+
+
+def _check_numbers(table: object, where: str) -> None:
+    """Of many numbers the wrong one is named; a table that is none is for others to name."""
+    for name, value in table.items() if isinstance(table, Mapping) else ():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+            raise KdbenchError(f"{where}.{name} must be a finite number, not {value!r}.")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset(Checked):
-    """Subclass = frozen dataclass; its fields choose the version of the data."""
+    """Subclass = frozen dataclass; its fields choose the version of the data.
+
+    images_of: the registered data set of which it holds the images in another form, "" where there is none; a thief who is
+    to own no image of a game draws on neither of the two.
+    """
+
+    images_of: ClassVar[str] = ""
 
     def load(self, folder: Path) -> Images:
         """Read the data; `folder` is where files of data sets lie. Images may be bytes or floats in [0,1].

@@ -12,6 +12,8 @@ def soften(log_p: Tensor, T: float) -> Tensor:
 
 def kl(p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q), summed over classes, mean over the batch ("batchmean"); 0 log 0 = 0. p (N,K) probabilities."""
+    if p.requires_grad:
+        p = p.clamp_min(torch.finfo(p.dtype).tiny)  # p log p has no gradient at 0
     return F.kl_div(log_q, p, reduction="batchmean")
 
 
@@ -38,6 +40,6 @@ def soft_cross_entropy(z: Tensor, p: Tensor) -> Tensor:
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon divergence of probabilities (N,K), mean over the batch, between 0 and log 2 nats."""
     tiny = torch.finfo(p.dtype).tiny
-    p, q = p.clamp_min(tiny), q.clamp_min(tiny)  # p log p has no gradient at 0
+    p, q = p.clamp_min(tiny), q.clamp_min(tiny)  # for m: log 0 has no gradient either
     log_m = (0.5 * (p + q)).log()
     return 0.5 * kl(p, log_m) + 0.5 * kl(q, log_m)

@@ -1,6 +1,6 @@
 """A benchmark, typed: who plays whom, on what, under which rules, and what papers say of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from kdbench.game.threat import ThreatModel
 
 Tree = dict[str, Any]
 NO_DEFENSE = "none"
+SWEPT = "+"  # in the label of a point of a sweep, after that of the method
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Figure(Checked):
     Without a defense it is a student's that was trained without the victim. evidence: how it is known, as in "code" (the
     official repository), "paper", "issue" (a thread of its authors), "log" (somebody's run of the official code),
     "secondary" (quoted elsewhere) or "memory" (read nowhere: shown as unverified, and never a gate).
+    student, victim: their networks; where one is not named, it is whichever the benchmark file has.
     """
 
     accuracy: Share
@@ -70,10 +72,44 @@ class Figure(Checked):
             return None
         return Published("student_acc" if self.attack else "victim_acc", self.accuracy, self.source, self.evidence)
 
+    def lost(self, path: Sequence[str]) -> bool:
+        """Whether it says nothing of the game any more after a change at this place of the benchmark file.
+
+        Seeds, judges and who else plays are no matter to it; nor are networks, where it names its own.
+        """
+        side, *rest = path
+        if side == "victim":
+            return bool(self.defense) and _another(self.victim, rest)
+        if side == "student":
+            return bool(self.attack) and _another(self.student, rest)
+        if side in ("defense", "attack"):
+            return not rest or _played_as(self.defense if side == "defense" else self.attack, rest[0])
+        if side == "sweep":
+            return SWEPT in self.defense + self.attack
+        return side == "dataset" or (side == "threat" and bool(self.attack))
+
+
+def _another(network: str, path: Sequence[str]) -> bool:
+    """Whether what a figure's network ("": not named) has learnt is another with a change at this place of its side."""
+    match path:
+        case ["network" | "networks"]:
+            return not network
+        case ["recipes", other, *_]:
+            return network in ("", other)
+    return True
+
+
+def _played_as(method: str, label: str) -> bool:
+    """Whether the method of a figure is played by the table of that label, or is a point of its sweep."""
+    return method == label or method.startswith(f"{label}{SWEPT}")
+
 
 @dataclass(frozen=True)
 class Suite:
-    """Who plays whom, on what, under which rules."""
+    """Who plays whom, on what, under which rules.
+
+    left_out: why published figures of the file are not among `published`, in a sentence; empty where all are.
+    """
 
     name: str
     title: str
@@ -92,6 +128,7 @@ class Suite:
     baselines: tuple[Choice, ...]
     publics: tuple[Choice, ...] = ()
     published: tuple[Figure, ...] = ()
+    left_out: str = ""
 
     def stamped(self, folder: Path) -> "Suite":
         """The same suite, its data sets stamped with the fingerprint of their files below `folder`."""

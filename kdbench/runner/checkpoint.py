@@ -38,6 +38,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
 
 
+def shape_of(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of one of the tensors at `path`, of which nothing else is read."""
+    with safe_open(path, framework="pt") as file:
+        return tuple(file.get_slice(name).get_shape())
+
+
 def save_state(state: Any, path: Path) -> None:
     """Write nested mappings and lists of tensors and plain values, replacing the file in one step."""
     tensors: dict[str, Tensor] = {}

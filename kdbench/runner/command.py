@@ -16,8 +16,8 @@ from kdbench.runner import suite as suites
 from kdbench.runner.benchmark import with_yardstick
 from kdbench.runner.plan import Plan
 from kdbench.runner.profile import profile
-from kdbench.runner.session import PLAN, Endings, Options, Session
-from kdbench.runner.store import Store, read_json
+from kdbench.runner.session import Announced, Endings, Options, Session, announced
+from kdbench.runner.store import Store
 from kdbench.runner.watch import duration, watcher
 
 DONE, SOME_FAILED = 0, 1
@@ -75,14 +75,14 @@ def run(suite: str, request: Request) -> int:
     start, plan = time.monotonic(), session.plan()
     outcome = session.play(plan)
     seconds = time.monotonic() - start
-    code = _finish(session.record(plan, outcome), session.options.out)
+    code = _finish(session.record(plan, outcome), session.options.out, played.left_out)
     if request.profile:
         print(profile(plan.stages.values(), session.store, outcome, seconds))
     return code
 
 
 def describe(plan: Plan, store: Store, jobs: int) -> str:
-    """The plan in words: its unique stages, which of them are cached, the estimated time of the rest."""
+    """The plan in words: its unique stages, which of them are cached, the estimated time of the rest, what is left out."""
     published = store.published()
     rows = [
         f"{'cached' if key in published else 'to do':8}{stage.kind:8}{stage.label}"
@@ -92,7 +92,8 @@ def describe(plan: Plan, store: Store, jobs: int) -> str:
     kinds = Counter(stage.kind for stage in plan.stages.values())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     head = f"{len(plan.cells)} cells, {len(plan.stages)} unique stages ({counts}), {len(todo)} to do"
-    return "\n".join([*rows, head, _estimate(plan, store, published, jobs)])
+    notes = [_estimate(plan, store, published, jobs), *filter(None, [plan.suite.left_out])]
+    return "\n".join([*rows, head, *notes])
 
 
 def _estimate(plan: Plan, store: Store, published: set[str], jobs: int) -> str:
@@ -113,10 +114,7 @@ def _times(plan: Plan, store: Store, published: set[str], kind: str) -> list[flo
 
 def status(folder: Path) -> str:
     """How far the run that writes to `folder` is, what failed and why, what it cost."""
-    if not (folder / PLAN).is_file():
-        raise KdbenchError(f"{folder} is not the results folder of a run: it has no {PLAN}.")
-    plan = read_json(folder / PLAN)
-    lines = [*_stages(plan, folder)]
+    lines = _stages(announced(folder))
     if (folder / results.FOLDER).is_dir():
         cells = results.read(folder)
         counts = Counter(cell.status.value for cell in cells)
@@ -125,24 +123,25 @@ def status(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _stages(plan: dict[str, Any], folder: Path) -> list[str]:
-    root = folder / plan["store"]
-    if not root.is_dir():
-        return [f"{len(plan['cells'])} cells planned; the store they were made in is not here"]
-    store = Store(root)
+def _stages(plan: Announced) -> list[str]:
+    if not plan.store.is_dir():
+        return [f"{plan.cells} cells planned; the store they were made in is not here"]
+    store = Store(plan.store)
     published = store.published()
-    done = [stage for stage in plan["stages"] if stage["key"] in published]
-    seconds = sum(store.manifest(stage["key"])["seconds"] for stage in done)
-    lines = [f"stages: {len(done)} of {len(plan['stages'])} done, {duration(seconds)} of work"]
-    running = [(s["label"], store.progress(s["key"])) for s in plan["stages"] if s["key"] not in published]
+    done = [key for key in plan.stages if key in published]
+    seconds = sum(store.manifest(key)["seconds"] for key in done)
+    lines = [f"stages: {len(done)} of {len(plan.stages)} done, {duration(seconds)} of work"]
+    running = [(label, store.progress(key)) for key, label in plan.stages.items() if key not in published]
     return lines + [f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running if told]
 
 
-def _finish(endings: Endings, out: Path) -> int:
+def _finish(endings: Endings, out: Path, left_out: str) -> int:
     from kdbench.board.report import leaderboards, write_all  # a second of imports that nobody waits for before the run
 
     write_all(out)
     print(leaderboards(out, "table"))
+    if left_out:
+        print(left_out)
     failed = {reason: count for (status, reason), count in endings.items() if status is results.Status.FAILED}
     for reason, count in failed.items():
         print(f"{count} cells failed: {reason}")

@@ -26,9 +26,9 @@ from kdbench.game.data import Images, Split
 from kdbench.game.threat import Service
 from kdbench.game.training import infer
 from kdbench.runner.journal import Journal
-from kdbench.runner.session import PLAN, choose_device
+from kdbench.runner.session import PLAN, announced, choose_device
 from kdbench.runner.stages import Desk, images_of, open_service
-from kdbench.runner.store import Json, Store, read_json
+from kdbench.runner.store import Json, Store
 
 STORE = Path("runs/store")
 THIEF = "kd"  # whose temperature answers are shown at
@@ -76,7 +76,7 @@ def _one_thread() -> Iterator[None]:
 
 def _store_of(folder: Path) -> Path:
     """The store that the run in `folder` was made in, as far as it is known."""
-    return (folder / read_json(folder / PLAN)["store"]).resolve() if (folder / PLAN).is_file() else STORE
+    return announced(folder).store.resolve() if (folder / PLAN).is_file() else STORE
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,10 @@ class Stage:
 
     @property
     def kin(self) -> Keys:
-        """Equal for thefts whose students may be trained as one stack: the same network and recipe."""
+        """Equal for thefts whose students may be trained as one stack: the same network and recipe.
+
+        Hardenings are none: their loss may ask the twin itself, whose weights a stack keeps elsewhere within an epoch.
+        """
         named = ("network", "recipe") if self.kind == "steal" else ()
         return tuple(part.digests[name] for part in self.parts for name in named if name in part.digests)
 

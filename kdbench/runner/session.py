@@ -17,10 +17,13 @@ from kdbench.game.data import Owned
 from kdbench.game.fields import plain
 from kdbench.game.methods import Precision
 from kdbench.runner.benchmark import Choice, Suite
+from kdbench.runner.checkpoint import shape_of
 from kdbench.runner.executors.local import LocalExecutor
 from kdbench.runner.matrix import Outcome, Terms, Watcher, data_digest, force, play
 from kdbench.runner.plan import Numerics, Plan, PlannedCell, data_stage, make_plan, player
-from kdbench.runner.store import Json, Store, replacing, sweep
+from kdbench.runner.stages import TENSORS
+from kdbench.runner.store import Json, Store, read_json, replacing, sweep
+from kdbench.runner.trial import try_networks
 
 PLAN = "plan.json"
 PICTURES = "pictures"
@@ -42,6 +45,15 @@ class Options:
     profile: bool = False
 
 
+@dataclass(frozen=True)
+class Announced:
+    """What a results folder is to hold, as its run said: the store, the stages in it (key -> label), how many cells."""
+
+    store: Path
+    stages: dict[str, str]
+    cells: int
+
+
 Endings = Counter[tuple[Status, str]]
 
 
@@ -58,17 +70,21 @@ class Session:
         self.numerics = Numerics(device, precision, options.threads, options.compile, options.stack)
 
     def plan(self) -> Plan:
-        """The plan; reads the data sets first if the store does not have them."""
+        """The plan; reads the data sets first if the store does not have them.
+
+        Raises `KdbenchError` for a data set that cannot be read, and for a network that cannot take its images.
+        """
+        content = self._content(self.suite.dataset)
+        self._try_networks()
         publics = {choice.label: self._content(choice) for choice in self.suite.publics}
-        return make_plan(self.suite, self.numerics, self._content(self.suite.dataset), publics)
+        return make_plan(self.suite, self.numerics, content, publics)
 
     def play(self, plan: Plan) -> Outcome:
         """Do the stages of the plan that are not in the store; what became of them."""
         _refuse_strangers(plan, self.options.out)
+        _announce(plan, self.store, self.options.out)
         if self.options.force:
             force(plan, self.store)
-        self.options.out.mkdir(parents=True, exist_ok=True)
-        _write_plan(plan, self.store, self.options.out)
         outcome = play(plan.stages, self.store, self._executor(), self.watcher, self._terms, self.options.stack)
         sweep(self.store)
         return outcome
@@ -90,6 +106,11 @@ class Session:
 
     def _content(self, dataset: Choice) -> str:
         return data_digest(data_stage(dataset), self.store, self._executor(), self.watcher, self._terms)
+
+    def _try_networks(self) -> None:
+        key = data_stage(self.suite.dataset).key
+        _, channels, height, width = shape_of(self.store.path(key) / TENSORS, "train.x")
+        try_networks(self.suite, (channels, height, width), int(self.store.manifest(key)["metrics"]["classes"]))
 
     def _executor(self) -> LocalExecutor:
         return LocalExecutor(self.store.root, self.jobs)
@@ -245,6 +266,31 @@ def _refuse_strangers(plan: Plan, out: Path) -> None:
             f"{out} holds {len(strangers)} cells of another matrix ({min(strangers)}, ...). "
             "Choose another folder with --out, or remove it."
         )
+
+
+def announced(folder: Path) -> Announced:
+    """What the run that writes to `folder` said that it would do. Raises `KdbenchError` where nobody can tell."""
+    if not (folder / PLAN).is_file():
+        raise KdbenchError(f"{folder} is not the results folder of a run: it has no {PLAN}.")
+    try:
+        plan = read_json(folder / PLAN)
+        stages = {str(stage["key"]): str(stage["label"]) for stage in plan["stages"]}
+        return Announced(folder / plan["store"], stages, len(plan["cells"]))
+    except (ValueError, KeyError, TypeError):
+        raise KdbenchError(
+            f"{folder / PLAN} is damaged; `kdbench run` with `--out {folder}` writes it again, and repeats nothing."
+        ) from None
+
+
+def _announce(plan: Plan, store: Store, out: Path) -> None:
+    """Make the results folder, and say in it what it is to hold. Raises `KdbenchError` where that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_plan(plan, store, out)
+    except OSError as error:
+        raise KdbenchError(
+            f"The results folder {out} cannot be used: {error.strerror}. Choose another with --out."
+        ) from None
 
 
 def _write_plan(plan: Plan, store: Store, out: Path) -> None:

@@ -194,7 +194,8 @@ class Workshop:
             raise KdbenchError(
                 f"The {whose} must return a network of its side's architecture '{self.own}', as ctx.new_student() does."
             )
-        if len(self.data) and not infer(network, self.data.x[:FEW]).isfinite().all():
+        images = self.data.x[:FEW] if len(self.data) else torch.zeros(FEW, *self.data.shape, device=self.device)
+        if not infer(network, images).isfinite().all():
             raise KdbenchError(f"The {whose} returned a network whose answers are not finite: its training diverged.")
         save_weights(network, desk.out / WEIGHTS)
 

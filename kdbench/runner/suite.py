@@ -8,19 +8,23 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge, Le
 
 from kdbench import registry
 from kdbench.errors import KdbenchError, unknown
-from kdbench.game.fields import Checked, Count, Share, Whole, build, hints
+from kdbench.game.data import Dataset
+from kdbench.game.fields import Checked, Share, Whole, build, hints
 from kdbench.game.methods import Attack, Defense, Recipe
 from kdbench.game.robustness import Evasion
-from kdbench.game.threat import ThreatModel
+from kdbench.game.threat import Answers, ThreatModel
 from kdbench.runner.benchmark import NO_DEFENSE, Choice, Figure, Suite, Tree
 from kdbench.runner.places import keys_of, line_of, parts
-from kdbench.runner.sweep import PLAYED, Sweep, spread
+from kdbench.runner.sweep import PLAYED, Sweep, spread, unplayed
 
 T = TypeVar("T")
+Seeds = Annotated[int, Ge(1), Le(1000)]  # each is a matrix of its own
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class _Rules(Checked):
     """
 
     title: str = ""
-    seeds: Count | tuple[Whole, ...] = 3
+    seeds: Seeds | tuple[Whole, ...] = 3
     tolerance: Share = 0.02
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     defenses: tuple[str, ...] = (NO_DEFENSE,)
@@ -113,12 +117,14 @@ class _Reader:
         self._file, self._text, self._tree, self._changed = file, text, tree, changed
         self._swept: dict[str, str] = {}
         self._sweeps: list[Sweep] = []
+        self._idle: list[Sweep] = []
 
     def suite(self) -> Suite:
         self._spread(self._rules())
         rules = self._rules()
         with self._blame("seeds"):
             seeds = _seeds(rules.seeds)
+        figures, left_out = self._figures()
         suite = Suite(
             name=Path(self._file).stem,
             title=rules.title,
@@ -126,7 +132,7 @@ class _Reader:
             seeds=seeds,
             tolerance=rules.tolerance,
             precision=rules.precision,
-            threat=self._table(ThreatModel, "threat"),
+            threat=self._threat(),
             evasion=self._table(Evasion, "robustness"),
             victim=self._victim(),
             victim_recipe=self._table(Recipe, "victim", "recipe"),
@@ -135,9 +141,11 @@ class _Reader:
             defenses=self._choices("defense", "defenses", rules.defenses, Defense),
             attacks=self._choices("attack", "attacks", rules.attacks, Attack),
             baselines=self._choices("attack", "baselines", rules.baselines, Attack),
-            published=tuple(self._figures()),
+            published=figures,
+            left_out=left_out,
         )
         self._check_others(suite)
+        self._check_sweeps()
         return replace(suite, publics=tuple(self._publics(suite)))
 
     def _spread(self, rules: _Rules) -> None:
@@ -151,6 +159,7 @@ class _Reader:
             for path in sweep.paths:
                 if tuple(path) in self._changed:
                     raise KdbenchError(f"{'.'.join(path)} is swept: change the sweep, or stop it by --set 'sweep=[]'.")
+        self._idle = unplayed(self._tree, sweeps)
         with self._blame("sweep"):
             self._swept = spread(self._tree, sweeps)
         self._sweeps = sweeps
@@ -164,18 +173,34 @@ class _Reader:
                 if name == suite.dataset.method:
                     raise KdbenchError(f"attack.{attack.label} draws on '{name}', the data set that the game is about.")
                 cls = registry.load("dataset", name)
+                if _images_of(cls, name) == _images_of(type(suite.dataset.instance), suite.dataset.method):
+                    raise KdbenchError(
+                        f"attack.{attack.label} draws on '{name}', which holds the images of '{suite.dataset.method}', "
+                        "the data set that the game is about."
+                    )
                 yield Choice(name, name, build(cls, {}, "dataset"), registry.find("dataset", name).origin)
 
-    def _figures(self) -> Iterator[Figure]:
-        """What papers say; the names in it must be those of something, whether it is played or not."""
-        for figure in self._list(Figure, "published"):
-            with self._blame("published"):
-                for kind, label in (("defense", figure.defense), ("attack", figure.attack)):
-                    if label and label not in self._get(kind):
-                        registry.find(kind, label)
-                for network in filter(None, (figure.student, figure.victim)):
-                    registry.find("model", network)
-            yield figure
+    def _figures(self) -> tuple[tuple[Figure, ...], str]:
+        """What papers say of the game as it was changed, and a sentence about what they say of another one."""
+        written = self._list(Figure, "published")
+        lost = {path: [said for said in written if said.lost(path)] for path in sorted(self._changed)}
+        kept = tuple(said for said in written if not any(said in those for those in lost.values()))
+        for said in kept:
+            self._check_figure(said)
+        if len(kept) == len(written):
+            return kept, ""
+        causes = ", ".join(".".join(path) for path, those in lost.items() if those)
+        count = f"{len(written) - len(kept)} of {len(written)}"
+        return kept, f"{count} published figures are not shown: they are not about a game with another {causes}."
+
+    def _check_figure(self, said: Figure) -> None:
+        """The names in it must be those of something, whether it is played or not."""
+        with self._blame("published"):
+            for kind, label in (("defense", said.defense), ("attack", said.attack)):
+                if label and label not in self._get(kind):
+                    registry.find(kind, label)
+            for network in filter(None, (said.student, said.victim)):
+                registry.find("model", network)
 
     def _list(self, cls: type[T], key: str) -> list[T]:
         """The tables of an array of tables, such as `[[sweep]]`."""
@@ -198,6 +223,8 @@ class _Reader:
         given = self._tree.get("dataset", "digits")
         values = dict(given) if isinstance(given, dict) else {"name": given}
         with self._blame("dataset"):
+            if not isinstance(given, dict | str):
+                raise KdbenchError(f"'dataset' is a name or one table of fields, [dataset], not {given!r}.")
             name = str(values.pop("name", "digits"))
             entry = registry.find("dataset", name)
             return Choice(name, name, build(entry.load(), values, "dataset"), entry.origin)
@@ -221,6 +248,8 @@ class _Reader:
             if not given:
                 raise KdbenchError(f"{side}.network must name a network, one of {', '.join(registry.names('model'))}.")
             networks = build(_Sides, {"networks": [given] if isinstance(given, str) else given}, side).networks
+            if side == "student":
+                _once(networks, "students")
             for name in networks:
                 registry.load("model", name)
         return networks
@@ -255,11 +284,20 @@ class _Reader:
         with self._blame(*path):
             return build(cls, self._get(*path), ".".join(path))
 
+    def _threat(self) -> ThreatModel:
+        answers = self._get("threat").get("answers", "")
+        with self._blame("threat", "answers"):
+            if not isinstance(answers, str):  # as an IntEnum it would take numbers, which say nothing to people
+                names = ", ".join(member.name.lower() for member in Answers)
+                raise KdbenchError(f"threat.answers must be one of {names}, not {answers!r}.")
+        threat: ThreatModel = self._table(ThreatModel, "threat")
+        return threat
+
     def _choices(self, kind: str, key: str, labels: Sequence[str], base: type) -> tuple[Choice, ...]:
-        doubled = sorted(label for label in set(labels) if labels.count(label) > 1)
         with self._blame(key):
-            if doubled:
-                raise KdbenchError(f"'{doubled[0]}' is named twice among the {key}.")
+            _once(labels, key)
+            if not labels and key != "baselines":  # without these there is no net gain, and all else
+                raise KdbenchError(f"{key} must name one {kind} at least, not [].")
             return tuple(self._choice(kind, label, base, (key,)) for label in labels)
 
     def _choice(self, kind: str, label: str, base: type, named: tuple[str, ...]) -> Choice:
@@ -306,6 +344,16 @@ class _Reader:
                 with self._blame(kind, label):
                     self._choice(kind, label, base, (kind, label))
 
+    def _check_sweeps(self) -> None:
+        """A sweep of what is not played does nothing: fine when the command line chose among the file's methods."""
+        for sweep in self._idle:
+            kind, label = sweep.method
+            chosen = any((key,) in self._changed for key in PLAYED[kind]) and ("sweep",) not in self._changed
+            if label not in self._swept and not chosen:  # a point of another sweep is played if that one is
+                with self._blame(*sweep.paths[0]):
+                    keys = " or ".join(PLAYED[kind])
+                    raise KdbenchError(f"the {kind} '{label}' is swept but not played: name it among the {keys}.")
+
     def _get(self, *path: str) -> Tree:
         tree: Any = self._tree
         for depth, name in enumerate(path, 1):
@@ -332,6 +380,8 @@ class _Reader:
         written = place in (key for _, key in keys_of(self._text))
         made_by = [number for number, sweep in enumerate(self._sweeps) if list(place) in sweep.paths]
         if made_by and not written:
+            if ("sweep",) in self._changed:
+                return ""
             headers = [line for line, key in keys_of(self._text) if key == ("sweep",)]
             return f"{self._file}, line {headers[made_by[0]]}: " if len(headers) > made_by[0] else ""
         made = any(place[: len(change)] == change or change[: len(place)] == place for change in self._changed)
@@ -339,6 +389,17 @@ class _Reader:
             return ""
         line = line_of(self._text, place)
         return f"{self._file}, line {line}: " if line else f"{self._file}: "
+
+
+def _once(names: Sequence[str], among: str) -> None:
+    doubled = sorted(name for name in set(names) if names.count(name) > 1)
+    if doubled:
+        raise KdbenchError(f"'{doubled[0]}' is named twice among the {among}.")
+
+
+def _images_of(dataset: type[Dataset], name: str) -> str:
+    """The data set whose images `dataset`, registered as `name`, holds; mostly its own."""
+    return dataset.images_of or name
 
 
 def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -31,14 +31,13 @@ class Sweep(Checked):
         if len(owners) != 1 or any(len(path) < 3 or path[0] not in PLAYED for path in self.paths):
             raise KdbenchError(
                 "sweep.vary names fields of one defense or attack, such as defense.nasty.omega, "
-                f"not {self.vary if isinstance(self.vary, str) else ', '.join(self.vary)}."
+                f"not {', '.join(map(repr, [self.vary] if isinstance(self.vary, str) else self.vary)) or 'nothing'}."
             )
+        if not self.values:
+            raise KdbenchError("sweep.values must hold at least one value, not [].")
         uneven = [value for value in self.values if len(self._row(value)) != len(self.paths)]
-        if not self.values or uneven:
-            raise KdbenchError(
-                f"sweep.values must hold {len(self.paths)} values for each point, "
-                f"not {uneven[0] if uneven else 'nothing'}."
-            )
+        if uneven:
+            raise KdbenchError(f"sweep.values must hold {len(self.paths)} values for each point, not {uneven[0]}.")
 
     @property
     def paths(self) -> list[list[str]]:
@@ -59,6 +58,11 @@ class Sweep(Checked):
 
     def _row(self, value: Any) -> list[Any]:
         return [value] if isinstance(self.vary, str) else list(value) if isinstance(value, list | tuple) else []
+
+
+def unplayed(tree: Tree, sweeps: Sequence[Sweep]) -> list[Sweep]:
+    """The sweeps of methods that `tree` does not play, as it was before they were spread; points of others are no methods."""
+    return [sweep for sweep in sweeps if sweep.method[1] not in _played(tree, sweep.method[0])]
 
 
 def spread(tree: Tree, sweeps: Sequence[Sweep]) -> dict[str, str]:

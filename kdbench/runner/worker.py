@@ -134,6 +134,8 @@ def _settle(numerics: Mapping[str, Any]) -> None:
     # Nothing here reads what it has not written. (The name is made by a class behind the module, which mypy cannot see.)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    # Off unless bf16 is on: cuDNN's convolutions would round fp32 to ten bits, too coarse for finite differences.
+    torch.backends.cudnn.allow_tf32 = numerics["precision"] != "fp32"
 
 
 def _report(error: Exception) -> dict[str, str]:

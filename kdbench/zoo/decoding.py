@@ -12,6 +12,7 @@ from torch import Tensor
 from kdbench.api import KdbenchError, Split
 
 MODES = {1: "L", 3: "RGB"}
+DEEP = ("I", "F")  # how Pillow's modes begin that have more than 8 bits a channel: I, I;16, I;16B, F
 Pixels = NDArray[numpy.uint8]
 
 
@@ -44,8 +45,8 @@ def decoded(paths: Sequence[Path], channels: int, size: int = 0, remedy: str = "
     """The images at `paths` as bytes (N,C,H,W), grey (C = 1) or RGB (3), whatever they are in the files.
 
     size: height and width to scale them to, what is too long cut off on both sides; 0 leaves them as they are. Raises
-    `KdbenchError` with the path for a file that is no whole image, and for an image whose size is not that of the
-    first; remedy: what to do then.
+    `KdbenchError` with the path for a file that is no whole image or has more than 8 bits a channel, and for an image
+    whose size is not that of the first; remedy: what to do then.
     """
     first = _decode(paths[0], channels, size)
     x = numpy.empty((len(paths), *first.shape), dtype=numpy.uint8)
@@ -68,8 +69,11 @@ def _decode(path: Path, channels: int, size: int) -> Pixels:
     """One image (C,H,W)."""
     try:
         with Image.open(path) as file:
+            if file.mode.startswith(DEEP):
+                # Pillow would cut off what is above 255, and which value is white nothing tells: 12 bits lie in 16 too.
+                raise KdbenchError(f"{path} has pixels of mode {file.mode}, not of 8 bits a channel: convert it first.")
             image: Image.Image = file.convert(MODES[channels])
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise KdbenchError(f"{path} is no whole image: {error}.") from None
     if size:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

@@ -4,7 +4,9 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
+
+from annotated_types import Ge, Le
 
 from kdbench.api import Dataset, Fraction, Images, KdbenchError, Whole
 
@@ -12,6 +14,7 @@ from .decoding import classes_of, in_folders, pixels, read_folders
 from .splitting import held_out
 
 VALIDATION = ("validation", "val")
+Side = Annotated[int, Ge(0), Le(1024)]  # whatever the files are, all of them must fit into memory in that size
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,11 @@ class ImageFolder(Dataset):
 
     PATH is relative to the current folder. Images for validation lie in PATH/validation or PATH/val; where there is
     none of these, the share `validation` of the training images is held out, drawn by `seed`, each class in its share.
-    size: height and width to scale all images to, after what is too long is cut off on both sides; 0 is their own, which
-    must be one for all. channels: 3 makes all of them RGB, 1 grey.
+    There are two classes or more. size: height and width to scale all images to, after what is too long is cut off on
+    both sides; 0 is their own, which must be one for all. channels: 3 makes all of them RGB, 1 grey.
     """
 
-    size: Whole = 0
+    size: Side = 0
     channels: Literal[1, 3] = 3
     validation: Fraction = 0.1
     seed: Whole = 0
@@ -55,12 +58,18 @@ class ImageFolder(Dataset):
         return Images(rest, part, test)
 
     def fingerprint(self, folder: Path) -> str:
-        """A digest of the images' names and of what is in their files: who changes one has other data."""
+        """A digest of the images' names and of what is in their files: who changes one has other data.
+
+        Raises `KdbenchError` for a file that cannot be read.
+        """
         sha = hashlib.sha256()
-        for name, place in self._folders().items():
-            for path in in_folders(place)[0]:
-                sha.update(f"{name}/{path.relative_to(place).as_posix()}\0{path.stat().st_size}\0".encode())
-                sha.update(path.read_bytes())
+        try:
+            for name, place in self._folders().items():
+                for path in in_folders(place)[0]:
+                    sha.update(f"{name}/{path.relative_to(place).as_posix()}\0{path.stat().st_size}\0".encode())
+                    sha.update(path.read_bytes())
+        except OSError as error:  # a link to nowhere, a file or folder of somebody else
+            raise KdbenchError(f"{error.filename} cannot be read: {error.strerror}.") from None
         return sha.hexdigest()[:16]
 
     def _folders(self) -> dict[str, Path]:
@@ -79,6 +88,10 @@ class ImageFolder(Dataset):
                 layout = f"{root}/train/CLASS/*.png and {root}/test/CLASS/*.png"
                 raise KdbenchError(f"There is no folder {place}. The images of 'imagefolder:{root}' are {layout}.")
             _same_classes(folders["train"], place)
+        if len(names := classes_of(folders["train"])) == 1:
+            raise KdbenchError(
+                f"{folders['train']} holds one class, {names[0]}; to tell apart there must be two or more."
+            )
         return folders
 
 

@@ -12,30 +12,30 @@ def held_out(data: Split, count: int, seed: int) -> tuple[Split, Split]:
     Raises `KdbenchError` when no image would be left, or a class would have none in the part.
     """
     if count >= len(data):
-        raise KdbenchError(f"{count:,} images for validation leave none of {len(data):,} to train on.")
-    part = shared(data.y, count, seed)
+        raise KdbenchError(f"dataset.validation: {count:,} images leave none of {len(data):,} to train on.")
+    part = shared(data.y, count, seed, "validation")
     rest = torch.ones(len(data), dtype=torch.bool)
     rest[part] = False
     return data.take(rest.nonzero().flatten()), data.take(part)
 
 
-def reduced(data: Split, count: int, seed: int) -> Split:
+def reduced(data: Split, count: int, seed: int, field: str) -> Split:
     """`count` images of `data` with each class in its share, in the original order; all of them where `count` is 0.
 
-    Of one seed, the images of a class in a smaller part are in the larger ones too. Raises `KdbenchError` when there
-    are not so many, or a class would have none.
+    Of one seed, the images of a class in a smaller part are in the larger ones too. Raises `KdbenchError`, naming the
+    `field` that holds the count, when there are not so many, or a class would have none.
     """
     if not count:
         return data
     if count > len(data):
-        raise KdbenchError(f"There are {len(data):,} images, not {count:,} to choose.")
-    return data.take(shared(data.y, count, seed))
+        raise KdbenchError(f"dataset.{field}: there are {len(data):,} images, not {count:,} to choose.")
+    return data.take(shared(data.y, count, seed, field))
 
 
-def shared(y: Tensor, count: int, seed: int) -> Tensor:
+def shared(y: Tensor, count: int, seed: int, field: str) -> Tensor:
     """Indices (count,), ascending, of images with labels `y` (N,), drawn so that each class has its share to the image.
 
-    Raises `KdbenchError` when the share of a class is none.
+    Raises `KdbenchError`, naming the `field` that holds the count, when the share of a class is none.
     """
     generator = torch.Generator().manual_seed(seed)
     quotas = _quotas(y.bincount(), count)
@@ -43,7 +43,8 @@ def shared(y: Tensor, count: int, seed: int) -> Tensor:
     for label, quota in enumerate(quotas.tolist()):
         members = (y == label).nonzero().flatten()
         if len(members) and not quota:
-            raise KdbenchError(f"{count:,} of {len(y):,} images are too few: class {label} would have none.")
+            few = f"{count:,} of {len(y):,} images are too few"
+            raise KdbenchError(f"dataset.{field}: {few}: class {label} would have none.")
         drawn.append(members[torch.randperm(len(members), generator=generator)[:quota]])
     return torch.cat(drawn).sort().values
 

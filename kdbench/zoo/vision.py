@@ -51,7 +51,8 @@ class Vision(Dataset):
                 whole = f"{size:,} images of {self.classes} classes"
                 raise KdbenchError(f"The {part} part of {self.title} in {folder} has {found}, not {whole}.")
         rest, validation = held_out(train, self.validation, self.seed)
-        return Images(reduced(rest, self.train, self.seed), validation, reduced(test, self.test, self.seed))
+        train, test = reduced(rest, self.train, self.seed, "train"), reduced(test, self.test, self.seed, "test")
+        return Images(train, validation, test)
 
     def read(self, folder: Path) -> tuple[Split, Split]:
         """All images of the training and of the test part."""
@@ -230,6 +231,8 @@ class CIFAR10JPEG(Vision):
 
     Not CIFAR-10: accuracies on it are not to be set beside those on CIFAR-10.
     """
+
+    images_of: ClassVar[str] = "cifar10"
 
     title = "CIFAR-10 as JPEG"
     sizes = (50_000, 10_000)

@@ -1,0 +1,178 @@
+"""The shipped suites: what their authors must not forget, as laws over all of them."""
+
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdbench import registry
+from kdbench.board import results
+from kdbench.runner import suite as suites
+from kdbench.runner.benchmark import Choice, Suite
+
+Json = dict[str, Any]
+RESULTS = Path(__file__).parent.parent / "results"
+SHIPPED = suites.shipped()
+CROSS = [name for name in SHIPPED if name.startswith("cross-")]
+# The fields of the thief who denoises that say how strong a defense is, and that defense.
+GUESSES = {
+    "decimals": "rounding",
+    "beta": "reverse-sigmoid",
+    "gamma": "reverse-sigmoid",
+    "sigma": "gaussian-noise",
+    "k": "top-k",
+}
+
+
+def played(suite: Suite, method: str) -> list[Choice]:
+    """The defenses and attacks of a suite that are of that method."""
+    return [c for c in (*suite.defenses, *suite.attacks, *suite.baselines) if c.method == method]
+
+
+# Questions
+
+
+def questions(method: str, fields: Json, images: int, epochs: int) -> int:
+    """What an attack with so many images of its own asks, as far as its fields say; 0 where it looks what is left."""
+    images = fields.get("images", images)
+    if fields.get("queries") == "once":
+        return images
+    if fields.get("queries") != "augmented":
+        return 0
+    points = prod(len(set(fields[name])) for name in ("temperatures", "alphas")) if method == "kd-grid" else 1
+    candidates = points * (1 - fields["held_out"]) if points > 1 else 0
+    lessons = ceil(images / fields["batch"]) - 1 if fields.get("competition") else 0
+    return round((candidates + 1) * images * epochs) + lessons * fields.get("steps", 0) * fields.get("batch", 0)
+
+
+def owned(suite: Suite, choice: Choice) -> int:
+    """How many images a thief of `suite` uses."""
+    return round(training_images(suite.dataset) * suite.threat.data * choice.instance.owned().fraction)
+
+
+def training_images(dataset: Choice) -> int:
+    """How many images the victim learns."""
+    fields = dataset.fields
+    size = dataset.instance.sizes[0] if hasattr(dataset.instance, "sizes") else 1797 - fields["test"]
+    return int(fields.get("train") or size - fields["validation"])
+
+
+def over_budget(suite: Suite) -> list[str]:
+    """The attacks of `suite` that ask more than they may."""
+    return [
+        f"{choice.label} by {student}"
+        for choice in (*suite.attacks, *suite.baselines)
+        for student, recipe in suite.student_recipes.items()
+        if suite.threat.budget is not None
+        and choice.instance.needs > 0
+        and questions(choice.method, choice.fields, owned(suite, choice), recipe.epochs) > suite.threat.budget
+    ]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_attacks_ask_fits_the_budget(name: str) -> None:
+    assert over_budget(suites.load(name)) == []
+
+
+@pytest.mark.parametrize("name", CROSS)
+def test_a_grid_that_asks_about_every_augmented_batch_does_not_fit(name: str) -> None:
+    [student] = suites.load(name).students
+    assert over_budget(suites.load(name, {"attack.kd-grid.queries": "augmented"})) == [f"kd-grid by {student}"]
+
+
+def test_questions_are_counted_as_the_oracle_counts_them() -> None:
+    """Of an attack in the committed results of digits, whose fields, recipe and share of the data stand in the record."""
+    cells = [cell for cell in results.read(RESULTS / "digits") if "queries" in cell.metrics and cell.defense]
+    assert {cell.attack.method for cell in cells} >= {
+        "kd",
+        "partial-kd",
+        "hard-label",
+        "assistant-kd",
+        "deep-inversion",
+    }
+    for cell in cells:
+        epochs = cell.protocol["student_recipe"]["epochs"]
+        counted = questions(cell.attack.method, cell.attack.fields, round(900 * cell.owned["fraction"]), epochs)
+        assert cell.metrics["queries"] == counted, cell.name
+
+
+# Precision
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_suite_leaves_its_precision_to_the_hardware(name: str) -> None:
+    assert suites.load(name).precision != "auto"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_differences_of_answers_are_asked_for_in_fp32(name: str) -> None:
+    suite = suites.load(name)
+    assert suite.precision == "fp32" or not played(suite, "dfme")
+
+
+# The cross matrices
+
+
+@pytest.mark.parametrize("name", CROSS)
+def test_thieves_of_a_cross_matrix_soften_alike(name: str) -> None:
+    """But HTC, whose point is another temperature, and those without images, whose temperature is their paper's."""
+    thieves = [c for c in suites.load(name).attacks if c.instance.owned().fraction and c.method != "htc"]
+    assert len({c.fields["temperature"] for c in thieves if "temperature" in c.fields}) == 1
+
+
+@pytest.mark.parametrize("name", CROSS)
+def test_an_assistant_of_a_cross_matrix_is_smaller_than_the_victim_and_larger_than_the_student(name: str) -> None:
+    suite = suites.load(name)
+    [choice] = played(suite, "assistant-kd")
+    for student in suite.students:
+        sizes = [parameters(network) for network in (suite.victim, *choice.instance.networks(), student)]
+        assert len(sizes) > 2
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def parameters(network: str) -> int:
+    """The weights of a network for the images of CIFAR-10."""
+    return sum(weight.numel() for weight in registry.load("model", network)((3, 32, 32), 10).parameters())
+
+
+@pytest.mark.parametrize("name", CROSS)
+def test_a_distilled_victim_of_a_cross_matrix_takes_the_steps_of_a_plain_one(name: str) -> None:
+    suite = suites.load(name)
+    [choice] = played(suite, "assistant-distillation")
+    recipe, plain, temperature = choice.recipe, suite.victim_recipe, choice.fields["temperature"]
+    assert recipe
+    assert recipe.lr == pytest.approx(temperature * plain.lr)
+    assert recipe.lr * recipe.weight_decay == pytest.approx(plain.lr * plain.weight_decay)
+    assert recipe.clip, "the one epoch at T = 1 has the gradient of the plain victim, at T times its rate"
+
+
+@pytest.mark.parametrize("name", CROSS)
+def test_a_cross_matrix_looks_for_masked_gradients(name: str) -> None:
+    assert suites.load(name).evasion.level in ("more", "full"), "PGD is compared with Square"
+
+
+@pytest.mark.parametrize("name", CROSS)
+def test_the_pool_of_a_cross_matrix_shows_more_kinds_of_things_than_the_victim_knows(name: str) -> None:
+    """Photographs of things, by their thousands: the pool by default is pieces of two."""
+    suite = suites.load(name)
+    [choice] = played(suite, "knockoff")
+    assert registry.load("dataset", choice.fields["pool"]).classes > suite.dataset.instance.classes
+
+
+@pytest.mark.parametrize("name", [*CROSS, "mnist"])
+def test_the_thief_who_denoises_knows_what_the_defenses_are_set_to(name: str) -> None:
+    suite = suites.load(name)
+    [thief] = played(suite, "denoise")
+    for field, method in GUESSES.items():
+        assert {thief.fields[field]} == {choice.fields[field] for choice in played(suite, method)}
+
+
+def test_the_reverse_sigmoid_of_100_classes_keeps_their_labels() -> None:
+    [choice] = played(suites.load("cross-cifar100"), "reverse-sigmoid")
+    spread = torch.tensor([0.1, 0.3, 1, 3, 10]).repeat_interleave(200)[:, None]
+    log_p = (spread * torch.randn(1000, 100, generator=torch.Generator().manual_seed(0))).log_softmax(dim=1)
+    labels = log_p.argmax(dim=1)
+    assert torch.equal(choice.instance.perturbed(log_p).argmax(dim=1), labels)
+    assert not torch.equal(type(choice.instance)().perturbed(log_p).argmax(dim=1), labels), "as the toolbox's does"
