@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import take_turns
 
 from kdbench.runner import suite as suites
 from kdbench.runner.benchmark import Suite
+from kdbench.runner.checkpoint import save_tensors
 from kdbench.runner.executors.protocol import Handle, Report
 from kdbench.runner.matrix import Terms, Watcher, play
 from kdbench.runner.plan import Numerics, Plan, Stage, data_stage, make_plan
 from kdbench.runner.session import Options, Session
+from kdbench.runner.stages import TENSORS
 from kdbench.runner.store import MANIFEST, Store, write_json
 
 SEEDS = 345  # of the default suite: 10,005 cells
@@ -113,6 +116,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Store(root)
     data = data_stage(suite.dataset)
     finish(root, data, content="content")
+    save_tensors({"train.x": torch.zeros(1, 1, 8, 8)}, root / data.key / TENSORS)  # what tells the images' shape
     for key, stage in plan_of(suite).stages.items():
         if key != data.key:
             finish(root, stage)
