@@ -144,7 +144,7 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class _Owned:
-    """What stands in the table `owned` of a cell."""
+    """What stands in the table `owned` of a cell: as in `kdbench.game.data`, which would bring torch along."""
 
     fraction: Share
     seed: Whole

@@ -58,9 +58,10 @@ def _swept(role: str, method: str, players: Sequence[Player]) -> Swept | None:
     if not 1 <= len(varying) <= 2:
         return None
     field, other = varying[0], varying[1] if len(varying) > 1 else None
-    if other and len({(_value(p.fields[field]), _value(p.fields[other])) for p in players}) == len(values[other]):
-        other = None  # the two vary together: panels by the second would hold a point each
     named = {(_value(p.fields[field]), _value(p.fields[other]) if other else None): p for p in players}
+    if other and len(named) == len(values[other]):
+        # The two vary together: panels by the second would hold a point each.
+        other, named = None, {(value, None): p for (value, _), p in named.items()}
     # Two lists of one length, or what no field tells apart, have one place for several players.
     return Swept(role, method, field, other, named) if len(named) == len(players) else None
 

@@ -11,7 +11,8 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from annotated_types import Ge, Gt, Le
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from kdbench.errors import KdbenchError, unknown
 
@@ -97,7 +98,16 @@ def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     if dataclasses.is_dataclass(hint):  # its own Checked says what is wrong
         return TypeAdapter(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return TypeAdapter(Annotated[hint, BeforeValidator(_by_name)])
     return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def _by_name(value: object) -> object:
+    """An enum's number says nothing to people, who write it by name."""
+    if not isinstance(value, str | Enum):
+        raise PydanticCustomError("enum", "not a name")
+    return value
 
 
 def _required(field: "dataclasses.Field[Any]") -> bool:

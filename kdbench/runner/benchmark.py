@@ -12,10 +12,10 @@ from kdbench.game.fields import Checked, Share, plain
 from kdbench.game.methods import Recipe
 from kdbench.game.robustness import Evasion
 from kdbench.game.threat import ThreatModel
+from kdbench.runner.sweep import SWEPT
 
 Tree = dict[str, Any]
 NO_DEFENSE = "none"
-SWEPT = "+"  # in the label of a point of a sweep, after that of the method
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from kdbench.game.data import Dataset
 from kdbench.game.fields import Checked, Share, Whole, build, hints
 from kdbench.game.methods import Attack, Defense, Recipe
 from kdbench.game.robustness import Evasion
-from kdbench.game.threat import Answers, ThreatModel
+from kdbench.game.threat import ThreatModel
 from kdbench.runner.benchmark import NO_DEFENSE, Choice, Figure, Suite, Tree
 from kdbench.runner.places import keys_of, line_of, parts
 from kdbench.runner.sweep import PLAYED, Sweep, spread, unplayed
@@ -132,7 +132,7 @@ class _Reader:
             seeds=seeds,
             tolerance=rules.tolerance,
             precision=rules.precision,
-            threat=self._threat(),
+            threat=self._table(ThreatModel, "threat"),
             evasion=self._table(Evasion, "robustness"),
             victim=self._victim(),
             victim_recipe=self._table(Recipe, "victim", "recipe"),
@@ -283,15 +283,6 @@ class _Reader:
     def _table(self, cls: type, *path: str) -> Any:
         with self._blame(*path):
             return build(cls, self._get(*path), ".".join(path))
-
-    def _threat(self) -> ThreatModel:
-        answers = self._get("threat").get("answers", "")
-        with self._blame("threat", "answers"):
-            if not isinstance(answers, str):  # as an IntEnum it would take numbers, which say nothing to people
-                names = ", ".join(member.name.lower() for member in Answers)
-                raise KdbenchError(f"threat.answers must be one of {names}, not {answers!r}.")
-        threat: ThreatModel = self._table(ThreatModel, "threat")
-        return threat
 
     def _choices(self, kind: str, key: str, labels: Sequence[str], base: type) -> tuple[Choice, ...]:
         with self._blame(key):

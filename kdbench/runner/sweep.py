@@ -11,6 +11,7 @@ from kdbench.game.fields import Checked
 from kdbench.runner.places import parts
 
 Tree = dict[str, Any]
+SWEPT = "+"  # in the label of a point, after that of the method
 PLAYED = {"defense": ("defenses",), "attack": ("attacks", "baselines")}
 
 
@@ -54,7 +55,8 @@ class Sweep(Checked):
         """For each point what its label ends with, and the fields (path below the method's table) with their values."""
         for value in self.values:
             row = self._row(value)
-            yield f"+{self.paths[0][-1]}-{_word(row[0])}", list(zip((p[2:] for p in self.paths), row, strict=True))
+            ending = f"{SWEPT}{self.paths[0][-1]}-{_word(row[0])}"
+            yield ending, list(zip((p[2:] for p in self.paths), row, strict=True))
 
     def _row(self, value: Any) -> list[Any]:
         return [value] if isinstance(self.vary, str) else list(value) if isinstance(value, list | tuple) else []
