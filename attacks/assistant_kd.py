@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from kdbench.api import Answers, Ask, Attack, Context, Oracle, Positive, Share, frozen
+from kdbench.api import Access, Attack, Context, Oracle, Positive, QueryFunction, Share, inference
 
 from .kd import distil
 
@@ -22,7 +22,7 @@ class AssistantKD(Attack):
     it by the number of classes), and temperature and alpha are not searched on test data.
     """
 
-    needs: ClassVar[Answers] = Answers.TOPK
+    needs: ClassVar[Access] = Access.TOPK
 
     chain: tuple[str, ...] = ("",)
     temperature: Positive = 4.0
@@ -32,11 +32,11 @@ class AssistantKD(Attack):
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         student = ctx.new_student()  # before the assistants: it starts from the same weights as the student of KD
         assistants = [ctx.new_student(name or None) for name in self.chain]
-        teacher: Ask = oracle
+        teacher: QueryFunction = oracle
         queries: str = self.queries
         for pupil in (*assistants, student):
             distil(pupil, teacher, ctx, self.temperature, self.alpha, queries)
-            teacher, queries = frozen(pupil, ctx), "augmented"
+            teacher, queries = inference(pupil, ctx), "augmented"
         return student
 
     def networks(self) -> tuple[str, ...]:

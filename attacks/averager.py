@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import UNKNOWN, Answers, Attack, Context, Oracle, Positive, Share, fit, kd, soften
+from kdbench.api import UNKNOWN, Access, Attack, Context, Oracle, Positive, Share, fit, kd, soften
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Averager(Attack):
     alone is learnt, as in KD.
     """
 
-    needs: ClassVar[Answers] = Answers.TOPK
+    needs: ClassVar[Access] = Access.TOPK
     adaptive: ClassVar[bool] = True
 
     temperature: Positive = 20.0

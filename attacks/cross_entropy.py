@@ -6,14 +6,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Answers, Attack, Context, KdbenchError, Oracle, fit
+from kdbench.api import Access, Attack, Context, KdbenchError, Oracle, fit
 
 
 @dataclass(frozen=True)
 class CrossEntropy(Attack):
     """Trains the student on the thief's own labels; never asks."""
 
-    needs: ClassVar[Answers] = Answers.NOTHING
+    needs: ClassVar[Access] = Access.NOTHING
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         student = ctx.new_student()

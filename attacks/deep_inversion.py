@@ -8,21 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.api import (
-    Answers,
-    Ask,
+    Access,
     Attack,
     Context,
     Count,
+    DataSubset,
     KdbenchError,
     NonNegative,
     Oracle,
-    Owned,
     Positive,
+    QueryFunction,
     Whole,
+    autocast,
     fit,
     jensen_shannon,
     kd_term,
-    lowered,
     soften,
 )
 
@@ -31,7 +31,7 @@ from ._features import Features
 # What is optimised is (x - GREY) / CONTRAST: the scale of the paper's normalised images, learnt from no data.
 GREY, CONTRAST = 0.5, 0.25
 LIMIT = GREY / CONTRAST
-RIVALRY_T = 3.0
+COMPETITION_T = 3.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DeepInversion(Attack):
     is ours, for it was never released.
     """
 
-    needs: ClassVar[Answers] = Answers.WEIGHTS
+    needs: ClassVar[Access] = Access.WEIGHTS
 
     images: Count = 256_000
     batch: Count = 256
@@ -74,8 +74,8 @@ class DeepInversion(Attack):
         fit(student, self.loss, pool.images, pool.answers if self.queries == "once" else oracle, ctx)
         return student
 
-    def owned(self) -> Owned:
-        return Owned(fraction=0.0)
+    def data_subset(self) -> DataSubset:
+        return DataSubset(fraction=0.0)
 
     def loss(self, z: Tensor, log_p: Tensor) -> Tensor:
         """The KL of standard KD for logits `z` (N,K) and the oracle's answers (N,K)."""
@@ -83,38 +83,44 @@ class DeepInversion(Attack):
 
     def _synthesise(self, oracle: Oracle, ctx: Context) -> "Pool":
         """All images, a batch at a time. An interrupted run goes on after the last batch that was saved."""
-        rival = ctx.new_student().eval() if self.competition else None
+        competing_student = ctx.new_student().eval() if self.competition else None
         slot = ctx.log.slot()
-        pool = self._resume(slot, rival, ctx)
+        pool = self._resume(slot, competing_student, ctx)
         with Features(oracle.model()) as features:
             ctx.log("batch_norm_layers", len(features.layers))
-            judge = Judge(self, features, rival, ctx)
+            judge = Judge(self, features, competing_student, ctx)
             while (made := len(pool.images)) < self.images:
-                if rival is not None and made:
-                    self._teach(rival, pool, oracle, ctx)
+                if competing_student is not None and made:
+                    self._teach(competing_student, pool, oracle, ctx)
                 images, losses = self._invert(made, judge, ctx)
                 pool = pool.grown(images, oracle(images) if self.queries == "once" else pool.answers[:0], losses)
                 if ctx.log.due():
-                    ctx.log.save(slot, {"pool": vars(pool), "rival": {} if rival is None else rival.state_dict()})
+                    ctx.log.save(
+                        slot,
+                        {
+                            "pool": vars(pool),
+                            "rival": {} if competing_student is None else competing_student.state_dict(),
+                        },
+                    )
         return pool
 
-    def _resume(self, slot: str, rival: nn.Module | None, ctx: Context) -> "Pool":
+    def _resume(self, slot: str, competing_student: nn.Module | None, ctx: Context) -> "Pool":
         state = ctx.log.load(slot)
         if state is None:
             return Pool.empty(ctx)
         pool = Pool(**{name: value.to(ctx.device) for name, value in state["pool"].items()})
-        if rival is not None:
-            rival.load_state_dict(state["rival"])
+        if competing_student is not None:
+            competing_student.load_state_dict(state["rival"])
             for _ in range(len(pool.losses) - 1):
                 ctx.log.slot()  # each lesson that is over had one: the pieces of work to come keep their names
         return pool
 
-    def _teach(self, rival: nn.Module, pool: "Pool", oracle: Oracle, ctx: Context) -> None:
+    def _teach(self, competing_student: nn.Module, pool: "Pool", oracle: Oracle, ctx: Context) -> None:
         """`steps` recipe batches of KD on images drawn from the pool: one epoch of that length."""
         size = (self.steps * ctx.recipe.batch,)
         index = torch.randint(len(pool.images), size, generator=ctx.generator, device=ctx.device)
-        answers: Tensor | Ask = pool.answers[index] if self.queries == "once" else oracle
-        fit(rival, self.loss, pool.images[index], answers, ctx.training(epochs=1))
+        answers: Tensor | QueryFunction = pool.answers[index] if self.queries == "once" else oracle
+        fit(competing_student, self.loss, pool.images[index], answers, ctx.training(epochs=1))
 
     def _invert(self, made: int, judge: "Judge", ctx: Context) -> tuple[Tensor, Tensor]:
         """The next batch after `made` images: (N,C,H,W) in [0,1], the best of all iterates, and its (loss, R_feat) (2,)."""
@@ -151,20 +157,20 @@ class Judge:
 
     attack: DeepInversion
     features: Features
-    rival: nn.Module | None
+    competing_student: nn.Module | None
     ctx: Context
 
     def __call__(self, u: Tensor, y: Tensor) -> Tensor:
         """(loss, R_feat) (2,) of standardised images `u` (N,C,H,W) meant as `y` (N,); one forward pass of each net."""
         x = GREY + CONTRAST * u
-        with lowered(self.ctx):
+        with autocast(self.ctx):
             z, r_feat = self.features(x)
-            rivals = None if self.rival is None else self.rival(x)
+            competing_students = None if self.competing_student is None else self.competing_student(x)
         z = z.float() if z.dtype == torch.bfloat16 else z
         prior = self.attack.tv * total_variation(u) + self.attack.l2 * u.norm()
         loss = F.cross_entropy(z, y) + prior + self.attack.feature * r_feat
-        if rivals is not None:
-            divergence = jensen_shannon(soften(z, RIVALRY_T), soften(rivals.to(z.dtype), RIVALRY_T))
+        if competing_students is not None:
+            divergence = jensen_shannon(soften(z, COMPETITION_T), soften(competing_students.to(z.dtype), COMPETITION_T))
             loss = loss + self.attack.competition * (1 - divergence)
         return torch.stack([loss, r_feat])
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.api import (
-    Answers,
-    Ask,
+    Access,
     Attack,
     Context,
     Count,
@@ -20,14 +19,15 @@ from kdbench.api import (
     KdbenchError,
     Oracle,
     Positive,
+    QueryFunction,
+    Scenario,
     Share,
-    ThreatModel,
     draw_seed,
     fit,
-    frozen,
-    infer,
+    inference,
     keep_top,
     kl,
+    predict_logits,
     seeded,
     soft_cross_entropy,
 )
@@ -58,7 +58,7 @@ class Denoise(Attack):
     unknown, shadows learn the oracle's top answers to the images as they are, which are asked for once.
     """
 
-    needs: ClassVar[Answers] = Answers.TOPK
+    needs: ClassVar[Access] = Access.TOPK
     adaptive: ClassVar[bool] = True
 
     guess: Literal["mixture", "rounding", "reverse-sigmoid", "noise", "top-k"] = "mixture"
@@ -87,7 +87,7 @@ class Denoise(Attack):
         if self.queries == "once" or not ctx.data.labelled:
             answers = oracle(ctx.data.x)
             y = classes_of(answers, y)
-        denoise = self._denoiser(self._clean(y, ctx), oracle.threat, ctx)
+        denoise = self._denoiser(self._clean(y, ctx), oracle.scenario, ctx)
         told = denoise(answers) if answers is not None and self.queries == "once" else lambda x: denoise(oracle(x))
         fit(student, kd_loss(self.temperature, self.alpha, ctx.data.labelled), ctx.data.x, (told, ctx.data.y), ctx)
         return student
@@ -120,14 +120,14 @@ class Denoise(Attack):
         said = []
         for shadow in [ctx.new_student(name or None) for name in self.shadows]:
             fit(shadow, F.cross_entropy, ctx.data.x, y, ctx)
-            ask = frozen(shadow, ctx)
+            ask = inference(shadow, ctx)
             said += [ask(part).log_softmax(dim=1) for part in ctx.data.x.split(1024)]
         return torch.cat(said)
 
-    def _denoiser(self, clean: Tensor, threat: ThreatModel, ctx: Context) -> Ask:
+    def _denoiser(self, clean: Tensor, scenario: Scenario, ctx: Context) -> QueryFunction:
         """The MLP, trained: perturbed log-probabilities (N,K) -> clean ones."""
         examples = self.drawn(clean, ctx.generator)
-        given = [granted(log_p, threat) for log_p in self.simulated(examples, ctx.generator)]
+        given = [granted(log_p, scenario) for log_p in self.simulated(examples, ctx.generator)]
         perturbed, target = self.clipped(torch.cat(given)), examples.repeat(len(given), 1)
         mean, spread = perturbed.mean(), perturbed.std().clamp_min(self.floor)
 
@@ -135,7 +135,7 @@ class Denoise(Attack):
             return ((self.clipped(log_p) - mean) / spread)[..., None, None]
 
         def denoise(log_p: Tensor) -> Tensor:
-            return infer(mlp, vectors(log_p)).float().log_softmax(dim=1)
+            return predict_logits(mlp, vectors(log_p)).float().log_softmax(dim=1)
 
         with seeded(draw_seed(ctx.generator)):  # what a layer starts from comes out of the global generator
             mlp = perceptron(clean.shape[1], self.width).to(ctx.device)
@@ -145,9 +145,9 @@ class Denoise(Attack):
         return denoise
 
 
-def granted(log_p: Tensor, threat: ThreatModel) -> Tensor:
-    """Simulated answers (N,K) as far as an oracle under `threat` reveals them."""
-    return keep_top(log_p, threat.topk) if threat.answers is Answers.TOPK else log_p
+def granted(log_p: Tensor, scenario: Scenario) -> Tensor:
+    """Simulated answers (N,K) as far as an oracle under `scenario` reveals them."""
+    return keep_top(log_p, scenario.topk) if scenario.access is Access.TOPK else log_p
 
 
 def perceptron(classes: int, width: int) -> nn.Sequential:

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.api import (
-    Answers,
+    Access,
     Attack,
     Context,
     Count,
+    DataSubset,
     Fraction,
     KdbenchError,
     Oracle,
-    Owned,
     Positive,
+    autocast,
     draw_seed,
-    lay_out,
-    lowered,
+    match_memory_format,
     seeded,
 )
 
@@ -48,7 +48,7 @@ class DFME(Attack):
     differences as small as these drown in bf16.
     """
 
-    needs: ClassVar[Answers] = Answers.PROBS
+    needs: ClassVar[Access] = Access.PROBS
 
     queries: Count = 20_000_000
     batch: Count = 256
@@ -70,20 +70,20 @@ class DFME(Attack):
         if ctx.precision != "fp32":
             raise KdbenchError(f"dfme needs precision fp32, not {ctx.precision}: its differences drown in rounding.")
         rounds = self.rounds(oracle.left)  # of the whole theft: a resumed one has not yet gone back to its count
-        duel, slot = Duel(self, oracle, ctx), ctx.log.slot()
-        duel.resume(ctx.log.load(slot))
-        while (done := duel.rounds) < rounds:
-            duel.play(done / rounds)
-            ctx.log.progress(duel.rounds / rounds, f"round {duel.rounds}/{rounds}")
+        generator_student_game, slot = GeneratorStudentGame(self, oracle, ctx), ctx.log.slot()
+        generator_student_game.resume(ctx.log.load(slot))
+        while (done := generator_student_game.rounds) < rounds:
+            generator_student_game.play(done / rounds)
+            ctx.log.progress(generator_student_game.rounds / rounds, f"round {generator_student_game.rounds}/{rounds}")
             if ctx.log.due():
-                ctx.log.save(slot, duel.state())
-        ctx.log.images("generated", duel.images()[:64])
+                ctx.log.save(slot, generator_student_game.state())
+        ctx.log.images("generated", generator_student_game.images()[:64])
         ctx.log("rounds", rounds)
-        ctx.log("disagreement", float(duel.loss))
-        return duel.student.eval()
+        ctx.log("disagreement", float(generator_student_game.loss))
+        return generator_student_game.student.eval()
 
-    def owned(self) -> Owned:
-        return Owned(fraction=0.0)
+    def data_subset(self) -> DataSubset:
+        return DataSubset(fraction=0.0)
 
     def rounds(self, left: int | None) -> int:
         """How many rounds there are for `left` answers (None: no limit); raises `KdbenchError` when not one."""
@@ -101,7 +101,7 @@ class DFME(Attack):
         return clipped - clipped.mean(dim=1, keepdim=True)
 
 
-class Duel:
+class GeneratorStudentGame:
     """A student and a generator that play against each other."""
 
     def __init__(self, attack: DFME, oracle: Oracle, ctx: Context) -> None:
@@ -142,8 +142,8 @@ class Duel:
             return
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        lay_out(self._sgd)
-        lay_out(self._adam)
+        match_memory_format(self._sgd)
+        match_memory_format(self._adam)
         self.rounds, self.loss = int(state["rounds"]), state["loss"].to(self.ctx.device)
 
     def _parts(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Duel:
         """A step of the student, and the mean disagreement before it."""
         x = self.images()
         target = self.attack.recovered(self._oracle(x))
-        with lowered(self.ctx):
+        with autocast(self.ctx):
             z = self.student(x)
         loss = F.l1_loss(z.float(), target)
         self._sgd.zero_grad()
@@ -211,12 +211,12 @@ def slope(
 def generator(noise: int, width: int, shape: tuple[int, int, int]) -> nn.Sequential:
     """(N,noise) -> images (N,C,H,W) of `shape` before their tanh: doubled twice from a quarter of each side, rounded up."""
     channels, *sides = shape
-    start, half = ([-(-side // part) for side in sides] for part in (4, 2))
+    start, half_width = ([-(-side // part) for side in sides] for part in (4, 2))
     return nn.Sequential(
         nn.Linear(noise, 2 * width * math.prod(start)),
         nn.Unflatten(1, (2 * width, *start)),
         nn.BatchNorm2d(2 * width),
-        nn.Upsample(size=tuple(half)),
+        nn.Upsample(size=tuple(half_width)),
         *convolved(2 * width, 2 * width),
         nn.Upsample(size=tuple(sides)),
         *convolved(2 * width, width),

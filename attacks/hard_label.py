@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Answers, Attack, Context, Oracle, fit
+from kdbench.api import Access, Attack, Context, Oracle, fit
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class HardLabel(Attack):
     It is blind to every defense that leaves the top answer in place. queries: as in KD.
     """
 
-    needs: ClassVar[Answers] = Answers.LABEL
+    needs: ClassVar[Access] = Access.LABEL
 
     queries: Literal["augmented", "once"] = "augmented"
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Answers, Attack, Context, NonNegative, Oracle, Positive, Share, fit, kl, soften
+from kdbench.api import Access, Attack, Context, NonNegative, Oracle, Positive, Share, fit, kl, soften
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class HTC(Attack):
     of truncated answers it learns little more than which classes were revealed.
     """
 
-    needs: ClassVar[Answers] = Answers.TOPK
+    needs: ClassVar[Access] = Access.TOPK
     adaptive: ClassVar[bool] = True
 
     temperature: Positive = 50.0

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from kdbench.api import Answers, Ask, Attack, Context, Loss, Oracle, Positive, Share, fit, kd
+from kdbench.api import Access, Attack, Context, Loss, Oracle, Positive, QueryFunction, Share, fit, kd
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class KD(Attack):
     once and reuses the answer for its augmentations. Defaults: the official CIFAR-10 values.
     """
 
-    needs: ClassVar[Answers] = Answers.TOPK
+    needs: ClassVar[Access] = Access.TOPK
 
     temperature: Positive = 4.0
     alpha: Share = 0.9
@@ -29,7 +29,7 @@ class KD(Attack):
         return student
 
 
-def distil(student: nn.Module, teacher: Ask, ctx: Context, T: float, alpha: float, queries: str) -> None:
+def distil(student: nn.Module, teacher: QueryFunction, ctx: Context, T: float, alpha: float, queries: str) -> None:
     """Train `student` on what `teacher` (an oracle, or anything that answers with logits) says of the thief's images."""
     answers = teacher(ctx.data.x) if queries == "once" else teacher
     fit(student, kd_loss(T, alpha, ctx.data.labelled), ctx.data.x, (answers, ctx.data.y), ctx)

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.api import (
-    Answers,
+    Access,
     Attack,
     Context,
     Count,
+    DataSubset,
     KdbenchError,
     Oracle,
-    Owned,
     Positive,
     fit,
-    infer,
     kd_term,
+    predict_logits,
 )
 
 COARSE = 8  # pixels a side of what images are clustered by
@@ -45,7 +45,7 @@ class Knockoff(Attack):
     asked about twice.
     """
 
-    needs: ClassVar[Answers] = Answers.LABEL
+    needs: ClassVar[Access] = Access.LABEL
 
     pool: str = "photos"
     queries: Count = 60_000
@@ -56,23 +56,23 @@ class Knockoff(Attack):
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         student = ctx.new_student()  # before the surrogate: it starts from the same weights as other thieves' students
-        images = ctx.public(self.pool)
+        images = ctx.surrogate(self.pool)
         count = self._count(len(images), oracle)
         if self.policy == "random":
             index = torch.randperm(len(images), generator=ctx.generator, device=ctx.device)[:count]
             answers = oracle(images[index])
         else:
-            hunt = self._hunt(images, count, oracle, ctx)
+            hunt = self._active(images, count, oracle, ctx)
             index, answers = hunt.index, hunt.answers
         ctx.log("asked", count)
         ctx.log.images("asked", images[index[:64]])
         fit(student, self.loss, images[index], answers, ctx)
         return student
 
-    def owned(self) -> Owned:
-        return Owned(fraction=0.0)
+    def data_subset(self) -> DataSubset:
+        return DataSubset(fraction=0.0)
 
-    def publics(self) -> tuple[str, ...]:
+    def surrogate_datasets(self) -> tuple[str, ...]:
         return (self.pool,)
 
     def loss(self, z: Tensor, log_p: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Knockoff(Attack):
             raise KdbenchError(f"there is nothing to ask: the pool '{self.pool}' or the budget is empty")
         return count
 
-    def _hunt(self, images: Tensor, count: int, oracle: Oracle, ctx: Context) -> "Hunt":
+    def _active(self, images: Tensor, count: int, oracle: Oracle, ctx: Context) -> "QueryCampaign":
         """Ask about `count` images, a batch at a time. An interrupted run goes on after the last batch that was saved."""
         surrogate = ctx.new_student().eval()
         coarse = F.adaptive_avg_pool2d(images, COARSE).flatten(1)
@@ -99,17 +99,17 @@ class Knockoff(Attack):
                 fit(surrogate, self.loss, images[hunt.index[last]], hunt.answers[last], ctx.training(epochs=1))
             index = hunt.draw(kind, min(self.batch, count - asked), ctx.generator)
             answers = oracle(images[index])
-            hunt = hunt.grown(index, answers, kind[index], rewards(answers, infer(surrogate, images[index])))
+            hunt = hunt.grown(index, answers, kind[index], rewards(answers, predict_logits(surrogate, images[index])))
             ctx.log.progress(len(hunt.index) / count, f"{len(hunt.index)}/{count} images asked about")
             if ctx.log.due():
                 ctx.log.save(slot, {"hunt": vars(hunt), "surrogate": surrogate.state_dict()})
         return hunt
 
-    def _resume(self, slot: str, surrogate: nn.Module, kind: Tensor, ctx: Context) -> "Hunt":
+    def _resume(self, slot: str, surrogate: nn.Module, kind: Tensor, ctx: Context) -> "QueryCampaign":
         state = ctx.log.load(slot)
         if state is None:
-            return Hunt.new(int(kind.max()) + 1, ctx)
-        hunt = Hunt(**{name: value.to(ctx.device) for name, value in state["hunt"].items()})
+            return QueryCampaign.new(int(kind.max()) + 1, ctx)
+        hunt = QueryCampaign(**{name: value.to(ctx.device) for name, value in state["hunt"].items()})
         surrogate.load_state_dict(state["surrogate"])
         for _ in range((len(hunt.index) - 1) // self.batch):
             ctx.log.slot()  # each lesson that is over had one: the pieces of work to come keep their names
@@ -117,7 +117,7 @@ class Knockoff(Attack):
 
 
 @dataclass(frozen=True)
-class Hunt:
+class QueryCampaign:
     """The images asked about, `index` (M,), and the answers (M,K); of each kind, the preference and the `draws` so far (Z,)."""
 
     index: Tensor
@@ -126,7 +126,7 @@ class Hunt:
     draws: Tensor
 
     @classmethod
-    def new(cls, kinds: int, ctx: Context) -> "Hunt":
+    def new(cls, kinds: int, ctx: Context) -> "QueryCampaign":
         """Nothing asked, no kind preferred."""
         index = torch.empty(0, dtype=torch.long, device=ctx.device)
         answers = torch.empty(0, ctx.data.classes, device=ctx.device)
@@ -140,7 +140,7 @@ class Hunt:
         weight = (self.preference.softmax(dim=0) / left)[kind].clamp_min(LEAST) * fresh
         return weight.multinomial(count, generator=generator)
 
-    def grown(self, index: Tensor, answers: Tensor, kind: Tensor, reward: Tensor) -> "Hunt":
+    def grown(self, index: Tensor, answers: Tensor, kind: Tensor, reward: Tensor) -> "QueryCampaign":
         """With one more batch of images `index` (M,), of `kind` (M,), that paid `reward` (M,): the bandit's update.
 
         For each image, its kind's preference moves by a (r - mean r)(1 - pi), all others' by -a (r - mean r) pi, a being
@@ -150,7 +150,7 @@ class Hunt:
         draws = self.draws + drawn.sum(dim=0)
         gain = (reward - reward.mean()) / draws[kind]
         preference = self.preference + gain @ drawn - gain.sum() * self.preference.softmax(dim=0)
-        return Hunt(torch.cat([self.index, index]), torch.cat([self.answers, answers]), preference, draws)
+        return QueryCampaign(torch.cat([self.index, index]), torch.cat([self.answers, answers]), preference, draws)
 
 
 def rewards(log_p: Tensor, z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Answers, Attack, Context, Oracle, Share, fit
+from kdbench.api import Access, Attack, Context, Oracle, Share, fit
 
 from .cross_entropy import own_labels
 
@@ -18,7 +18,7 @@ class LabelSmoothing(Attack):
     A victim from which no thief learns more than this may be called undistillable (the criterion of Markov KD, ECCV 2024).
     """
 
-    needs: ClassVar[Answers] = Answers.NOTHING
+    needs: ClassVar[Access] = Access.NOTHING
 
     smoothing: Share = 0.1
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kdbench.api import Fraction, Owned, Whole
+from kdbench.api import DataSubset, Fraction, Whole
 
 from .kd import KD
 
@@ -18,5 +18,5 @@ class PartialKD(KD):
     fraction: Fraction = 0.1
     subset_seed: Whole = 0
 
-    def owned(self) -> Owned:
-        return Owned(self.fraction, self.subset_seed)
+    def data_subset(self) -> DataSubset:
+        return DataSubset(self.fraction, self.subset_seed)

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.api import (
-    Answers,
-    Ask,
+    Access,
     Attack,
     Context,
     KdbenchError,
     NonNegative,
     Oracle,
     Positive,
+    QueryFunction,
     Share,
     fit,
-    frozen,
+    inference,
     kl,
     soften,
 )
@@ -47,7 +47,7 @@ class SCM(Attack):
     KL alone.
     """
 
-    needs: ClassVar[Answers] = Answers.TOPK
+    needs: ClassVar[Access] = Access.TOPK
     adaptive: ClassVar[bool] = True
 
     models: tuple[str, ...] = ("", "", "")
@@ -71,13 +71,13 @@ class SCM(Attack):
     def networks(self) -> tuple[str, ...]:
         return tuple(name for name in self.models if name)
 
-    def _sequence(self, oracle: Oracle, ctx: Context) -> list[Ask]:
+    def _sequence(self, oracle: Oracle, ctx: Context) -> list[QueryFunction]:
         """The contrastive models, trained."""
-        before: Tensor | Ask = oracle(ctx.data.x) if self.queries == "once" else oracle
-        asks: list[Ask] = []
+        before: Tensor | QueryFunction = oracle(ctx.data.x) if self.queries == "once" else oracle
+        asks: list[QueryFunction] = []
         for model in [ctx.new_student(name or None) for name in self.models]:
             fit(model, self.contrast, ctx.data.x, (before, ctx.data.y), ctx)
-            before = frozen(model, ctx)
+            before = inference(model, ctx)
             asks.append(before)
         return asks
 
@@ -88,7 +88,7 @@ class SCM(Attack):
         contradiction = self.tau**2 * kl(soften(z, self.tau), (log_q / self.tau).log_softmax(dim=1))
         return F.cross_entropy(z, classes_of(before, y)) - self.omega * contradiction
 
-    def ensemble(self, asks: Sequence[Ask]) -> Ask:
+    def ensemble(self, asks: Sequence[QueryFunction]) -> QueryFunction:
         """All of `asks` as one: what it answers (N,K), softened at T, is the mean of what they do."""
 
         def ask(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.api import (
-    Answers,
+    Access,
     Attack,
     Context,
     Count,
@@ -22,9 +22,9 @@ from kdbench.api import (
     Share,
     draw_seed,
     fit,
-    infer,
     kd,
     kl,
+    predict_logits,
     seeded,
     soften,
 )
@@ -51,7 +51,7 @@ class Skeptical(Attack):
     are unknown, the oracle's top answer is the label.
     """
 
-    needs: ClassVar[Answers] = Answers.TOPK
+    needs: ClassVar[Access] = Access.TOPK
     adaptive: ClassVar[bool] = True
 
     temperature: Positive = 4.0
@@ -167,7 +167,7 @@ def _maps_of(network: nn.Module, x: Tensor) -> list[tuple[str, torch.Size]]:
         return note
 
     hooks = [layer.register_forward_hook(watch(name)) for name, layer in network.named_modules() if name]
-    infer(network, x)
+    predict_logits(network, x)
     for hook in hooks:
         hook.remove()
     return given

@@ -16,7 +16,7 @@ def room(epsilon: float) -> float:
     return max(0.0, epsilon - ROUNDING)
 
 
-def crowned(log_p: Tensor, top: Tensor) -> Tensor:
+def keep_argmax(log_p: Tensor, top: Tensor) -> Tensor:
     """Log-probabilities (N,K) whose first maximum is `top` (N,1), which has one but for rounding, or shares it."""
     most = log_p.gather(1, top)
     less = torch.nextafter(most, torch.full_like(most, -torch.inf))

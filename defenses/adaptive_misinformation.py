@@ -7,7 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import UNKNOWN, Context, Defense, Loss, NonNegative, Positive, Service, Share, fit, frozen, infer
+from kdbench.api import (
+    UNKNOWN,
+    Context,
+    Defense,
+    Loss,
+    NonNegative,
+    Positive,
+    Service,
+    Share,
+    fit,
+    inference,
+    predict_logits,
+)
 
 TILES = 4  # into how many parts an image is cut, each way, to make an outlier
 
@@ -37,20 +49,20 @@ class AdaptiveMisinformation(Defense):
     def harden(self, victim: nn.Module, ctx: Context) -> nn.Module:
         if not self.exposure:
             return victim
-        twin, strange = ctx.new_student(), outliers(ctx)
-        train(twin, self.loss, ctx, strange, torch.full_like(ctx.data.y, UNKNOWN))
+        hardened, strange = ctx.new_student(), outliers(ctx)
+        train(hardened, self.loss, ctx, strange, torch.full_like(ctx.data.y, UNKNOWN))
         # An owner should see whom the lies are told: strangers, or the public as well.
-        ctx.log("caught", self._misled(twin, strange))
-        ctx.log("misled", self._misled(twin, ctx.data.x))
-        return twin
+        ctx.log("caught", self._misled(hardened, strange))
+        ctx.log("misled", self._misled(hardened, ctx.data.x))
+        return hardened
 
-    def companion(self, model: nn.Module, ctx: Context) -> nn.Module:
-        liar, strange = ctx.new_student(), outliers(ctx)
-        train(liar, wrong, ctx, strange, infer(model, strange).argmax(dim=1))
-        return liar
+    def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module:
+        misinformation_model, strange = ctx.new_student(), outliers(ctx)
+        train(misinformation_model, wrong, ctx, strange, predict_logits(model, strange).argmax(dim=1))
+        return misinformation_model
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        tell, lie = frozen(model, ctx), frozen(ctx.companion or self.companion(model, ctx), ctx)
+        tell, lie = inference(model, ctx), inference(ctx.auxiliary or self.auxiliary(model, ctx), ctx)
         return lambda x: self.mixed(tell(x).log_softmax(dim=1), lie(x).log_softmax(dim=1))
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
@@ -72,7 +84,7 @@ class AdaptiveMisinformation(Defense):
         return self.nu * (self.threshold - log_p.amax(dim=1, keepdim=True).exp())
 
     def _misled(self, model: nn.Module, x: Tensor) -> float:
-        return float((self.doubt(infer(model, x).log_softmax(dim=1)) > 0).float().mean())
+        return float((self.doubt(predict_logits(model, x).log_softmax(dim=1)) > 0).float().mean())
 
 
 def wrong(z: Tensor, y: Tensor) -> Tensor:

@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.api import (
-    Ask,
     Context,
     Count,
     Defense,
     Loss,
     NonNegative,
     Positive,
+    QueryFunction,
     Share,
     fit,
     folded,
-    infer,
     keep_top,
     kl,
+    predict_logits,
     soften,
 )
 
@@ -59,9 +59,9 @@ class AdversarialSparse(Defense):
 
     def harden(self, victim: nn.Module, ctx: Context) -> nn.Module:
         adversarial = self.perturb(victim, ctx)
-        twin = ctx.new_student()
-        fit(twin, self._loss(twin), ctx.data.x, (self.pair(adversarial, ctx), ctx.data.y), ctx)
-        return twin
+        hardened = ctx.new_student()
+        fit(hardened, self._loss(hardened), ctx.data.x, (self.pair(adversarial, ctx), ctx.data.y), ctx)
+        return hardened
 
     def perturb(self, victim: nn.Module, ctx: Context) -> Tensor:
         """Adversarial versions (N,C,H,W) in [0,1] of the owner's images, for `victim` in eval mode."""
@@ -75,7 +75,7 @@ class AdversarialSparse(Defense):
         batches = zip(torch.split((x - mean) / std, batch), torch.split(y, batch), strict=True)
         return (torch.cat([pgd.forward(*part) for part in batches]) * std + mean).clamp(0, 1)
 
-    def pair(self, adversarial: Tensor, ctx: Context) -> Tensor | Ask:
+    def pair(self, adversarial: Tensor, ctx: Context) -> Tensor | QueryFunction:
         """Which of the adversarial images (N,C,H,W) go with a batch: the batch's own, or as many drawn from all."""
         if self.pairing == "paired":
             return adversarial
@@ -88,7 +88,7 @@ class AdversarialSparse(Defense):
 
     def sparse(self, net: nn.Module, x: Tensor) -> Tensor:
         """q: softened top k (N,K) of `net` in eval mode, without gradient; leaves it in train mode."""
-        log_p = keep_top(infer(net, x), self.k)
+        log_p = keep_top(predict_logits(net, x), self.k)
         net.train()
         return soften(log_p, self.temperature)
 
@@ -102,10 +102,10 @@ class AdversarialSparse(Defense):
             return kl(q, (z / self.temperature).log_softmax(dim=1))
         return (q.exp() * (q - soften(z, self.temperature))).sum(dim=1).mean()
 
-    def _loss(self, twin: nn.Module) -> Loss:
+    def _loss(self, hardened: nn.Module) -> Loss:
         def loss(z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
             adversarial, y = target
-            return self.loss(z, self.sparse(twin, adversarial), y)
+            return self.loss(z, self.sparse(hardened, adversarial), y)
 
         return loss
 

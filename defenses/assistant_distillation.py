@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Context, Count, Defense, Positive, fit, infer, soften
+from kdbench.api import Context, Count, Defense, Positive, fit, predict_logits, soften
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class AssistantDistillation(Defense):
         fit(start, F.cross_entropy, ctx.data.x, ctx.data.y, ctx.training(epochs=1))
         net = self._stage(start, ctx.data.y, ctx)
         for _ in range(self.steps):
-            net = self._stage(start, soften(infer(net, ctx.data.x), self.temperature), ctx)
+            net = self._stage(start, soften(predict_logits(net, ctx.data.x), self.temperature), ctx)
         return net
 
     def _stage(self, start: nn.Module, target: Tensor, ctx: Context) -> nn.Module:

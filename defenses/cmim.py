@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, NonNegative, Positive, fit, infer
+from kdbench.api import Context, Defense, NonNegative, Positive, fit, predict_logits
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class CMIM(Defense):
     temperatures: tuple[Positive, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
     def harden(self, victim: nn.Module, ctx: Context) -> nn.Module:
-        twin = ctx.new_student()
-        fit(twin, self.loss, ctx.data.x, ctx.data.y, ctx)
+        hardened = ctx.new_student()
+        fit(hardened, self.loss, ctx.data.x, ctx.data.y, ctx)
         # An owner should see how far the classes collapsed: it is 0 when each has one answer.
-        ctx.log("information", float(information(infer(twin, ctx.data.x), ctx.data.y)))
-        return twin
+        ctx.log("information", float(information(predict_logits(hardened, ctx.data.x), ctx.data.y)))
+        return hardened
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         """CE(z, y) + weight sum_T I(X; Y'_T | Y) for logits `z` (N,K) and labels (N,), mean over the batch."""

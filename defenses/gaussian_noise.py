@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, NonNegative, Service, draw_seed, frozen
+from kdbench.api import Context, Defense, NonNegative, Service, draw_seed, inference
 
 # Of splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014), as signed integers.
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -26,7 +26,7 @@ class GaussianNoise(Defense):
     sigma: NonNegative = 0.1
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask, secret = frozen(model, ctx), draw_seed(ctx.generator)
+        ask, secret = inference(model, ctx), draw_seed(ctx.generator)
 
         def service(x: Tensor) -> Tensor:
             p = ask(x).softmax(dim=1)

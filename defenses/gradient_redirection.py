@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from kdbench.api import Context, Count, Defense, NonNegative, Service, fit, frozen, kd_term
+from kdbench.api import Context, Count, Defense, NonNegative, Service, fit, inference, kd_term
 
 from ._ball import room, truth
 
@@ -30,14 +30,14 @@ class GradientRedirection(Defense):
     epsilon: NonNegative = 1.0
     epochs: Count = 10
 
-    def companion(self, model: nn.Module, ctx: Context) -> nn.Module:
+    def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module:
         surrogate = ctx.new_student()
-        fit(surrogate, learning, ctx.data.x, frozen(model, ctx), ctx.training(epochs=self.epochs))
+        fit(surrogate, learning, ctx.data.x, inference(model, ctx), ctx.training(epochs=self.epochs))
         return surrogate
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask = frozen(model, ctx)
-        surrogate = (ctx.companion or self.companion(model, ctx)).requires_grad_(False)
+        ask = inference(model, ctx)
+        surrogate = (ctx.auxiliary or self.auxiliary(model, ctx)).requires_grad_(False)
         return lambda x: self.perturbed(ask(x), rises(surrogate, x))
 
     def perturbed(self, z: Tensor, rise: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdbench.api import Context, Defense, Service, frozen, keep_top
+from kdbench.api import Context, Defense, Service, inference, keep_top
 
 
 @dataclass(frozen=True)
@@ -16,5 +16,5 @@ class LabelOnly(Defense):
     """
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask = frozen(model, ctx)
+        ask = inference(model, ctx)
         return lambda x: keep_top(ask(x), 1)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, NonNegative, Service, frozen
+from kdbench.api import Context, Defense, NonNegative, Service, inference
 
-from ._ball import crowned, room, truth
+from ._ball import keep_argmax, room, truth
 
 FEW = 10  # classes up to which all extreme points are tried
 TRIES = 1024  # extreme points tried above that
@@ -44,11 +44,11 @@ class MAD(Defense):
     epsilon: NonNegative = 1.0
     keep_argmax: bool = True
 
-    def companion(self, model: nn.Module, ctx: Context) -> nn.Module:
+    def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module:
         return settled(ctx.new_student(), ctx)
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask, surrogate = frozen(model, ctx), frozen(ctx.companion or self.companion(model, ctx), ctx)
+        ask, surrogate = inference(model, ctx), inference(ctx.auxiliary or self.auxiliary(model, ctx), ctx)
         return lambda x: self.perturbed(ask(x), truth(surrogate(x)))
 
     def perturbed(self, z: Tensor, guess: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class MAD(Defense):
         distance = (extreme - y).abs().sum(dim=1, keepdim=True)
         share = (room(self.epsilon) / distance.clamp_min(SHORT)).clamp_max(1)
         log_p = ((1 - share) * y + share * extreme).log().to(z.dtype)
-        return crowned(log_p, top) if self.keep_argmax else log_p
+        return keep_argmax(log_p, top) if self.keep_argmax else log_p
 
     def extreme(self, y: Tensor, guess: Tensor, top: Tensor) -> Tensor:
         """y* (N,K) for answers `y` (N,K) with labels `top` (N,1) and the surrogate's probabilities (N,K), in float64."""

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, NonNegative, Service, frozen
+from kdbench.api import Context, Defense, NonNegative, Service, inference
 
-from ._ball import crowned, room, truth
+from ._ball import keep_argmax, room, truth
 
 OFFSET = 1e-6  # added to a probability before its logarithm is taken, as the code does
 MARGIN = 1e-4  # by which the label leads, as in the code
@@ -31,13 +31,13 @@ class ModelGuardW(Defense):
     epsilon: NonNegative = 1.0
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask = frozen(model, ctx)
+        ask = inference(model, ctx)
         return lambda x: self.perturbed(ask(x))
 
     def perturbed(self, z: Tensor) -> Tensor:
         """Log-probabilities of y' (N,K) from logits `z` (N,K)."""
         top = z.argmax(dim=1, keepdim=True)
-        return crowned(least_telling(truth(z), top, room(self.epsilon)).log().to(z.dtype), top)
+        return keep_argmax(least_telling(truth(z), top, room(self.epsilon)).log().to(z.dtype), top)
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class ModelGuardS(Defense):
     epsilon: NonNegative = 1.0
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask, quantiser = frozen(model, ctx), Quantiser(room(self.epsilon))
+        ask, quantiser = inference(model, ctx), Quantiser(room(self.epsilon))
 
         def service(x: Tensor) -> Tensor:
             z = ask(x)
             top = z.argmax(dim=1, keepdim=True)
-            return crowned(quantiser(truth(z), top).log().to(z.dtype), top)
+            return keep_argmax(quantiser(truth(z), top).log().to(z.dtype), top)
 
         return service
 
@@ -112,7 +112,7 @@ class Programme:
     """
 
     def __init__(self, rest: Tensor, winner: Tensor, epsilon: float) -> None:
-        self.rest, self.winner, self.half = rest, winner, epsilon / 2
+        self.rest, self.winner, self.half_width = rest, winner, epsilon / 2
         self._costs, self._cost = (rest + OFFSET).log(), (winner + OFFSET).log()
         self._rank = torch.arange(rest.shape[1], device=rest.device)
 
@@ -122,9 +122,9 @@ class Programme:
         # At its least, all that lies above it, and for the others above it less the margin, is cut off and is epsilon / 2.
         above = torch.cat([self.rest + MARGIN, self.winner], dim=1).sort(dim=1, descending=True).values
         parts = torch.arange(1, count + 1, device=above.device)
-        cut = ((above.cumsum(dim=1) - self.half) / parts).amax(dim=1, keepdim=True)
+        cut = ((above.cumsum(dim=1) - self.half_width) / parts).amax(dim=1, keepdim=True)
         full = (1 + (count - 1) * MARGIN) / count  # all others just below it
-        return cut.clamp_min(full), (self.winner + self.half).clamp_max(1)
+        return cut.clamp_min(full), (self.winner + self.half_width).clamp_max(1)
 
     def cost(self, t: Tensor) -> Tensor:
         """The objective (...,N,1) for winner's shares `t` (...,N,1)."""
@@ -135,7 +135,7 @@ class Programme:
         most, gain = t - MARGIN, t - self.winner
         filled = torch.minimum((1 - t - most * self._rank).clamp_min(0), most)  # with no heed to epsilon
         spent = ((filled - self.rest).abs().sum(dim=-1, keepdim=True) + gain.abs()) / 2
-        spent = spent.clamp_max(self.half)
+        spent = spent.clamp_max(self.half_width)
         cut = torch.minimum(self.rest, most)
         given = spent - gain.clamp_min(0)
         taken = spent - (-gain).clamp_min(0) - (self.rest - cut).sum(dim=-1, keepdim=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, Diverged, NonNegative, Positive, fit, frozen, infer, kl, soften
+from kdbench.api import Context, Defense, Diverged, NonNegative, Positive, fit, inference, kl, predict_logits, soften
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,14 @@ class Nasty(Defense):
         return self._train(victim, ctx.training(clip=min(self.clip, ctx.recipe.clip or self.clip)))
 
     def _train(self, victim: nn.Module, ctx: Context) -> nn.Module:
-        twin = ctx.new_student()
-        fit(twin, self.loss, ctx.data.x, (frozen(victim, ctx), ctx.data.y), ctx)
+        hardened = ctx.new_student()
+        fit(hardened, self.loss, ctx.data.x, (inference(victim, ctx), ctx.data.y), ctx)
         # An owner should see how nasty the twin became: after CIFAR-10, well under 9 is not nasty enough.
-        ctx.log("contradiction", float(self.contradiction(infer(twin, ctx.data.x), infer(victim, ctx.data.x))))
-        return twin
+        ctx.log(
+            "contradiction",
+            float(self.contradiction(predict_logits(hardened, ctx.data.x), predict_logits(victim, ctx.data.x))),
+        )
+        return hardened
 
     def loss(self, z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
         """Eq. 2 for logits `z` (N,K) and (adversary's logits (N,K), labels (N,)); the gradient reaches the KL's first slot."""

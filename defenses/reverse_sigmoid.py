@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, Positive, Service, frozen
+from kdbench.api import Context, Defense, Positive, Service, inference
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ReverseSigmoid(Defense):
     gamma: Positive = 0.1
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask = frozen(model, ctx)
+        ask = inference(model, ctx)
         return lambda x: self.perturbed(ask(x).log_softmax(dim=1))
 
     def perturbed(self, log_p: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kdbench.api import Context, Count, Defense, Service, frozen, keep_top
+from kdbench.api import Context, Count, Defense, Service, inference, keep_top
 
 DIGITS = 7  # decimals that float32 tells apart below 1; with far more, rounding itself overflows
 
@@ -21,7 +21,7 @@ class Rounding(Defense):
     decimals: Count = 3
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask = frozen(model, ctx)
+        ask = inference(model, ctx)
         return lambda x: self.rounded(ask(x).log_softmax(dim=1))
 
     def rounded(self, log_p: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, Fraction, Service, frozen, keep_top
+from kdbench.api import Context, Defense, Fraction, Service, inference, keep_top
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Stingy(Defense):
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
         hide = zero_rest if self.hidden == "zero" else keep_top
-        ask, revealed = frozen(model, ctx), self.revealed(ctx.data.classes)
+        ask, revealed = inference(model, ctx), self.revealed(ctx.data.classes)
         return lambda x: hide(ask(x), revealed)
 
     def revealed(self, classes: int) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdbench.api import Context, Count, Defense, Service, frozen, keep_top
+from kdbench.api import Context, Count, Defense, Service, inference, keep_top
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,5 @@ class TopK(Defense):
     k: Count = 3
 
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask = frozen(model, ctx)
+        ask = inference(model, ctx)
         return lambda x: keep_top(ask(x), self.k)

@@ -136,7 +136,7 @@ _machine = _options(
 @_machine
 def run(suite: str, **options: Any) -> None:
     """Play a benchmark: SUITE is the name of a shipped one or a .toml file; default: digits."""
-    from kdbench.runner import command
+    from kdbench.runs import command
 
     sys.exit(command.run(suite, command.Request(**options)))
 
@@ -145,7 +145,7 @@ def run(suite: str, **options: Any) -> None:
 @click.argument("kind", required=False, type=click.Choice(["defenses", "attacks", "models", "datasets", "suites"]))
 def list_(kind: str | None) -> None:
     """What there is to play with, and where each name comes from."""
-    from kdbench.catalogue import listing
+    from kdbench.listing import listing
 
     for line in listing(kind):
         click.echo(line)
@@ -156,7 +156,7 @@ def list_(kind: str | None) -> None:
 @click.argument("name")
 def show(kind: str, name: str) -> None:
     """A method's fields with types and defaults, its source, its citation, its place in the threat model."""
-    from kdbench.catalogue import describe
+    from kdbench.listing import describe
 
     click.echo(describe(kind, name))
 
@@ -193,12 +193,12 @@ def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
     """Draw the plots of a results FOLDER again, or figures that need the networks of its run."""
     if figures:
         from kdbench.board import report
-        from kdbench.runner import exhibits
+        from kdbench.runs import network_figures as exhibits
 
         drawn = exhibits.draw(folder, figures, store)
         report.write_report(folder)  # which shows them
     else:
-        from kdbench.board import plots
+        from kdbench.board.plots import drawing as plots
 
         drawn = plots.draw(folder, force=True)
     for path in drawn:
@@ -209,7 +209,7 @@ def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """How far the run that writes to FOLDER is, what failed and why, what it cost."""
-    from kdbench.runner.command import status as report
+    from kdbench.runs.command import status as report
 
     click.echo(report(folder))
 

@@ -27,7 +27,7 @@ KINDS = {
 
 
 @runtime_checkable
-class Family(Protocol):
+class Parametrised(Protocol):
     """Something registered that takes an argument: a class or an object that makes of it what is played with.
 
     argument: what is to be given, in capitals, as people are shown it: NAME, PATH.
@@ -35,7 +35,7 @@ class Family(Protocol):
 
     argument: str
 
-    def named(self, argument: str) -> Any:
+    def from_argument(self, argument: str) -> Any:
         """What `NAME:ARGUMENT` stands for. Raises `KdbenchError` when there is no such thing."""
 
 
@@ -59,12 +59,12 @@ class Entry:
         if self.argument is None:
             return thing
         name = self.name.partition(":")[0]
-        if not isinstance(thing, Family):
+        if not isinstance(thing, Parametrised):
             own = f" A module of your own named '{name}' needs another name." if self.kind == "model" else ""
             raise KdbenchError(f"The {self.kind} '{name}' takes no argument: '{self.name}' is nothing.{own}")
         if not self.argument:
             raise _bare(self.kind, name, thing)
-        return thing.named(self.argument)
+        return thing.from_argument(self.argument)
 
     def _imported(self) -> Any:
         try:
@@ -77,7 +77,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Own(Entry):
+class UserModule(Entry):
     """A network that nobody registered: MODULE:CALLABLE, in a module of the current folder or an installed one."""
 
     def load(self) -> Callable[[tuple[int, int, int], int], Any]:
@@ -166,12 +166,12 @@ def find(kind: str, name: str) -> Entry:
 def load(kind: str, name: str) -> Any:
     """The class or function behind `name`. Raises `KdbenchError` for a family whose argument is missing, too."""
     thing = find(kind, name).load()
-    if isinstance(thing, Family) and ":" not in name:
+    if isinstance(thing, Parametrised) and ":" not in name:
         raise _bare(kind, name, thing)
     return thing
 
 
-def _bare(kind: str, name: str, family: Family) -> KdbenchError:
+def _bare(kind: str, name: str, family: Parametrised) -> KdbenchError:
     return KdbenchError(f"The {kind} '{name}' needs an argument: {name}:{family.argument}.")
 
 
@@ -194,10 +194,10 @@ def unique(kind: str, points: Iterable[EntryPoint]) -> dict[str, Entry]:
     return found
 
 
-def _own(kind: str, name: str) -> Own:
+def _own(kind: str, name: str) -> UserModule:
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
         raise KdbenchError(f"'{name}' is no name of a network: a module and a function in it are, such as nets:small.")
-    return Own(kind, name, name, "your own code", EntryPoint(name, name, KINDS[kind]))
+    return UserModule(kind, name, name, "your own code", EntryPoint(name, name, KINDS[kind]))
 
 
 def _cure(error: Exception) -> str:

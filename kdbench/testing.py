@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.stages import ModelFactory
 from kdbench.errors import KdbenchError, Refused
 from kdbench.game.data import Split
 from kdbench.game.fields import build, plain
 from kdbench.game.methods import Attack, Context, Defense, Log, Recipe, derive
-from kdbench.game.threat import Answers, Meter, Oracle, Service, ThreatModel
-from kdbench.game.training import fit
-from kdbench.runner.stages import Workshop
+from kdbench.game.threat import Access, Oracle, QueryCounter, Scenario, Service
+from kdbench.training.fit import fit
 from kdbench.zoo.datasets import Blobs
 
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05, crop=1)
@@ -38,7 +38,7 @@ class BrokenContract(AssertionError):
 def check_defense(defense: Defense) -> None:
     """Check that `defense` keeps the laws of defenses.
 
-    It is a frozen dataclass with defaults that survives a trip through JSON; `harden` and `companion` return networks
+    It is a frozen dataclass with defaults that survives a trip through JSON; `harden` and `auxiliary` return networks
     of the victim's architecture and leave what they are given as it was; `serve` answers with normalised log-
     probabilities, the same ones when asked again (unless declared stateful); equal seeds give equal bits, and torch's
     global generator is left alone.
@@ -46,8 +46,8 @@ def check_defense(defense: Defense) -> None:
     _check_value(defense, Defense)
     with _global_randomness_untouched("a defense"):
         hardened, service = _defend(defense, seed=0)
-        again, twin = _defend(defense, seed=0)
-        answers, others = _check_service(service, defense.stateful), twin(_questions())
+        again, repeated = _defend(defense, seed=0)
+        answers, others = _check_service(service, defense.stateful), repeated(_questions())
     _require(
         _same(_state(hardened), _state(again)),
         "harden must give the same weights for the same seed: draw from ctx.generator only",
@@ -64,7 +64,7 @@ def check_attack(attack: Attack) -> None:
     """
     _check_value(attack, Attack)
     _require(
-        isinstance(getattr(type(attack), "needs", None), Answers),
+        isinstance(getattr(type(attack), "needs", None), Access),
         "an attack must say what it needs: needs: ClassVar[Answers] = ...",
     )
     with _global_randomness_untouched("an attack"):
@@ -74,7 +74,7 @@ def check_attack(attack: Attack) -> None:
         _same(_state(student), _state(again)),
         "steal must give the same weights for the same seed: draw from ctx.generator only",
     )
-    if attack.needs is Answers.NOTHING:
+    if attack.needs is Access.NOTHING:
         _require(asked == 0, "an attack that needs nothing must ask nothing")
     elif asked > 1:
         _check_budget(attack, asked // 2)
@@ -130,7 +130,7 @@ def _questions() -> Tensor:
 
 def _play(attack: Attack) -> tuple[nn.Module, int]:
     """A theft without a budget, under the grant that the attack says it needs; the student, and the images answered."""
-    served = Meter()
+    served = QueryCounter()
     try:
         return _attack(attack, None, served), served.answered
     except Refused as error:
@@ -140,44 +140,44 @@ def _play(attack: Attack) -> tuple[nn.Module, int]:
 
 
 def _check_budget(attack: Attack, budget: int) -> None:
-    served = Meter()
+    served = QueryCounter()
     with suppress(Refused):
         _attack(attack, budget, served)
     _require(served.answered <= budget, "an attack gets no more answers than its budget")
 
 
 def _defend(defense: Defense, seed: int) -> tuple[nn.Module, Service]:
-    workshop, data = _workshop("victim", seed), _images()
-    victim = workshop()
-    fit(victim, nn.functional.cross_entropy, data.x, data.y, _context(data, workshop, "victim"))
+    factory, data = _factory("victim", seed), _images()
+    victim = factory()
+    fit(victim, nn.functional.cross_entropy, data.x, data.y, _context(data, factory, "victim"))
     before = _state(victim)
-    hardened = defense.harden(victim, _context(data, workshop, "harden"))
+    hardened = defense.harden(victim, _context(data, factory, "harden"))
     _require(_same(before, _state(victim)), "harden must leave the victim as it was")
     _require(_shapes(hardened) == _shapes(victim), "harden must return a network of the victim's architecture")
     deployed, kept = hardened.eval().requires_grad_(False), _state(hardened)
-    companion = defense.companion(deployed, _context(data, workshop, "equip"))
-    if companion is not None:
-        _require(_shapes(companion) == _shapes(victim), "companion must return a network of the victim's architecture")
-        companion.eval().requires_grad_(False)
-    ctx = replace(_context(data, workshop, "serve"), companion=companion)
+    auxiliary = defense.auxiliary(deployed, _context(data, factory, "auxiliary"))
+    if auxiliary is not None:
+        _require(_shapes(auxiliary) == _shapes(victim), "companion must return a network of the victim's architecture")
+        auxiliary.eval().requires_grad_(False)
+    ctx = replace(_context(data, factory, "serve"), auxiliary=auxiliary)
     service = defense.serve(deployed, ctx)
     _require(_same(kept, _state(hardened)), "companion and serve must leave the model as it was")
     return hardened, service
 
 
-def _attack(attack: Attack, budget: int | None, served: Meter) -> nn.Module:
+def _attack(attack: Attack, budget: int | None, served: QueryCounter) -> nn.Module:
     """A theft; images are counted where they are served, so that an attack which meddles with the oracle is found out."""
-    data = attack.owned().of(_images())
+    data = attack.data_subset().of(_images())
     victim, service = _defend(Defense(), seed=1)
 
     def counted(x: Tensor) -> Tensor:
         served.answered += len(x)
         return service(x)
 
-    oracle = Oracle(counted, ThreatModel(answers=attack.needs, budget=budget), victim)
-    workshop = Workshop(NETWORK, data, 0, "student", "cpu")
-    student = attack.steal(oracle, _context(data, workshop, "steal"))
-    _require(_shapes(student) == _shapes(workshop()), "steal must return a network as ctx.new_student() makes it")
+    oracle = Oracle(counted, Scenario(access=attack.needs, budget=budget), victim)
+    factory = ModelFactory(NETWORK, data, 0, "student", "cpu")
+    student = attack.steal(oracle, _context(data, factory, "steal"))
+    _require(_shapes(student) == _shapes(factory()), "steal must return a network as ctx.new_student() makes it")
     return student
 
 
@@ -185,15 +185,15 @@ def _images() -> Split:
     return Blobs().load(Path()).train
 
 
-def _workshop(role: str, seed: int) -> Workshop:
-    return Workshop(NETWORK, _images(), seed, role, "cpu")
+def _factory(role: str, seed: int) -> ModelFactory:
+    return ModelFactory(NETWORK, _images(), seed, role, "cpu")
 
 
-def _context(data: Split, workshop: Workshop, role: str) -> Context:
+def _context(data: Split, factory: ModelFactory, role: str) -> Context:
     seed = derive(0, role)
     draws = torch.Generator().manual_seed(seed)
     return Context(
-        data, RECIPE, "cpu", seed, workshop, draws, Log(), public=lambda _: Blobs(300, seed=9).load(Path()).train.x
+        data, RECIPE, "cpu", seed, factory, draws, Log(), surrogate=lambda _: Blobs(300, seed=9).load(Path()).train.x
     )
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.runner import suite
-from kdbench.runner.benchmark import Suite, with_yardstick
-from kdbench.runner.plan import Numerics, Plan, make_plan
+from kdbench.engine.plan import Numerics, Plan, make_plan
+from kdbench.suites import reader as suite
+from kdbench.suites.suite import Suite, with_undefended
 from runs import TINY, Played, Recorder, run
 
 torch.set_num_threads(1)
@@ -26,7 +26,7 @@ def tiny(tiny_file: str) -> Callable[..., Suite]:
     """Makes the suite above with some dotted paths changed."""
 
     def load(changes: Mapping[str, Any] | None = None) -> Suite:
-        return with_yardstick(suite.load(tiny_file, changes))
+        return with_undefended(suite.load(tiny_file, changes))
 
     return load
 
@@ -43,5 +43,5 @@ def plan(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
 
 @pytest.fixture(scope="session")
 def golden(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
-    folder, watcher = tmp_path_factory.mktemp("golden"), Recorder()
-    return Played(folder, run(tiny(), folder, watcher), watcher)
+    folder, progress_display = tmp_path_factory.mktemp("golden"), Recorder()
+    return Played(folder, run(tiny(), folder, progress_display), progress_display)

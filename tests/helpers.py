@@ -14,7 +14,7 @@ from kdbench.zoo.datasets import Blobs
 
 def playable(kind: str) -> list[str]:
     """The registered names that stand for something without an argument."""
-    return [entry.name for entry in registry.entries(kind) if not isinstance(entry.load(), registry.Family)]
+    return [entry.name for entry in registry.entries(kind) if not isinstance(entry.load(), registry.Parametrised)]
 
 
 def blobs() -> Images:

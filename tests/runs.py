@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdbench.board.results import Cell, read
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.matrix import Watcher
-from kdbench.runner.plan import Plan, PlannedCell, Stage
-from kdbench.runner.session import Options, Session
-from kdbench.runner.store import Store
+from kdbench.engine.plan import Plan, PlannedCell, Stage
+from kdbench.engine.scheduler import ProgressDisplay
+from kdbench.engine.store import Store
+from kdbench.records import Cell, read
+from kdbench.runs.session import Options, Session
+from kdbench.suites.suite import Suite
 
 TINY = """
 seeds = 1
@@ -57,7 +57,7 @@ ON_NASTY = {
 
 
 @dataclass
-class Recorder(Watcher):
+class Recorder(ProgressDisplay):
     """Remembers what it was told."""
 
     begun: list[tuple[int, int]] = field(default_factory=list)
@@ -72,16 +72,16 @@ class Recorder(Watcher):
         self.begun.append((len(stages), cached))
 
     def started(self, stage: Stage) -> None:
-        self.labels.append(stage.label)
+        self.labels.append(stage.title)
 
     def ended(self, stage: Stage, seconds: float, problem: str) -> None:
         assert seconds > 0
         self.finished.append(stage)
         if problem:
-            self.problems[stage.label] = problem
+            self.problems[stage.title] = problem
 
     def dropped(self, stages: list[Stage]) -> None:
-        self.lost |= {stage.label for stage in stages}
+        self.lost |= {stage.title for stage in stages}
 
     def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
         self.most = max(self.most, len(running))
@@ -95,11 +95,11 @@ def options(folder: Path, **changes: Any) -> Options:
     return Options(**values | changes)
 
 
-def run(played: Suite, folder: Path, watcher: Recorder | None = None, **changes: Any) -> dict[str, Cell]:
+def run(played: Suite, folder: Path, progress_display: Recorder | None = None, **changes: Any) -> dict[str, Cell]:
     """Play a suite into `folder`; its cells by name."""
-    endings = Session(played, options(folder, **changes), watcher or Recorder()).run()
+    cell_counts = Session(played, options(folder, **changes), progress_display or Recorder()).run()
     cells = read(options(folder, **changes).out)
-    assert endings == Counter((cell.status, cell.reason) for cell in cells)
+    assert cell_counts == Counter((cell.status, cell.reason) for cell in cells)
     return {cell.name: cell for cell in cells}
 
 
@@ -110,7 +110,7 @@ def numbers(cells: Mapping[str, Cell]) -> dict[str, Any]:
 
 def digests(store: Store) -> dict[str, dict[str, str]]:
     """The digests of all files of all finished stages."""
-    return {key: store.manifest(key)["files"] for key in store.published()}
+    return {key: store.manifest(key)["files"] for key in store.finished()}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Played:
 
     folder: Path
     cells: dict[str, Cell]
-    watcher: Recorder
+    progress_display: Recorder
 
     @property
     def store(self) -> Store:
@@ -133,8 +133,8 @@ class Played:
 
 def cell(plan: Plan, defense: str | None, attack: str, fraction: float = 1.0) -> PlannedCell:
     """The planned cell of a defense (None: the baseline on that part of the data) and an attack; there is one."""
-    cells = [c for c in plan.cells if (c.defense and c.defense.label) == defense and c.attack.label == attack]
-    [found] = [c for c in cells if defense or c.owned.fraction == fraction]
+    cells = [c for c in plan.cells if (c.defense and c.defense.name) == defense and c.attack.name == attack]
+    [found] = [c for c in cells if defense or c.subset.fraction == fraction]
     return found
 
 

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from helpers import blobs, context
 from kdbench.api import (
-    Answers,
-    Ask,
+    Access,
     Attack,
     Context,
+    DataSubset,
     KdbenchError,
     Oracle,
-    Owned,
+    QueryFunction,
     Refused,
+    Scenario,
     Service,
     Split,
-    ThreatModel,
     fit,
-    infer,
     jensen_shannon,
     kl,
+    predict_logits,
     soften,
 )
 from kdbench.attacks import assistant_kd
@@ -39,8 +39,8 @@ from kdbench.attacks.hard_label import HardLabel
 from kdbench.attacks.kd import KD, distil, kd_loss
 from kdbench.attacks.label_smoothing import LabelSmoothing
 from kdbench.attacks.partial_kd import PartialKD
+from kdbench.engine.stage_log import StageLog, Stopped
 from kdbench.game.methods import Log
-from kdbench.runner.journal import Journal, Stopped
 from kdbench.zoo.datasets import Blobs
 
 S = torch.tensor([[1.0, 2.0, 0.5, -1.0]], dtype=torch.float64)
@@ -75,16 +75,16 @@ def victim(data: Split) -> nn.Module:
 
 
 def truthful(model: nn.Module) -> Service:
-    return lambda x: infer(model, x).log_softmax(dim=1)
+    return lambda x: predict_logits(model, x).log_softmax(dim=1)
 
 
-def oracle_on(model: nn.Module, answers: Answers = Answers.WEIGHTS, budget: int | None = None) -> Oracle:
-    return Oracle(truthful(model), ThreatModel(answers, budget=budget), model)
+def oracle_on(model: nn.Module, answers: Access = Access.WEIGHTS, budget: int | None = None) -> Oracle:
+    return Oracle(truthful(model), Scenario(answers, budget=budget), model)
 
 
 def owner(attack: Attack, data: Split, seed: int = 0) -> Context:
     """The thief's side, with the part of `data` that `attack` uses."""
-    return context(attack.owned().of(data), EPOCHS, seed)
+    return context(attack.data_subset().of(data), EPOCHS, seed)
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -92,7 +92,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def accuracy(model: nn.Module, split: Split) -> float:
-    return float((infer(model, split.x).argmax(dim=1) == split.y).float().mean())
+    return float((predict_logits(model, split.x).argmax(dim=1) == split.y).float().mean())
 
 
 def name(attack: Attack) -> str:
@@ -178,11 +178,11 @@ def test_total_variation_sums_the_norms_of_four_directions() -> None:
 @pytest.mark.parametrize("baseline", BASELINES, ids=name)
 def test_a_baseline_never_asks(baseline: Attack, data: Split, victim: nn.Module) -> None:
     asked: list[Tensor] = []
-    oracle = Oracle(lambda x: asked.append(x) or infer(victim, x), ThreatModel(Answers.PROBS), victim)  # type: ignore[func-returns-value]
+    oracle = Oracle(lambda x: asked.append(x) or predict_logits(victim, x), Scenario(Access.PROBS), victim)  # type: ignore[func-returns-value]
     baseline.steal(oracle, owner(baseline, data))
     assert not asked
     assert oracle.answered == 0
-    assert baseline.needs is Answers.NOTHING
+    assert baseline.needs is Access.NOTHING
 
 
 @pytest.mark.parametrize("baseline", BASELINES, ids=name)
@@ -194,7 +194,7 @@ def test_a_baseline_without_labels_says_so(baseline: Attack, data: Split, victim
 @pytest.mark.parametrize("baseline", BASELINES, ids=name)
 def test_a_baseline_without_images_says_so(baseline: Attack, data: Split, victim: nn.Module) -> None:
     with pytest.raises(KdbenchError, match="no images to train on"):
-        baseline.steal(oracle_on(victim), context(Owned(fraction=0.0).of(data)))
+        baseline.steal(oracle_on(victim), context(DataSubset(fraction=0.0).of(data)))
 
 
 def test_no_smoothing_is_cross_entropy(data: Split, victim: nn.Module) -> None:
@@ -265,15 +265,15 @@ def test_a_student_is_handed_over_in_eval_mode(attack: Attack, data: Split, vict
 
 
 def test_the_hard_label_thief_needs_nothing_but_labels(data: Split, victim: nn.Module) -> None:
-    exact = HardLabel().steal(oracle_on(victim, Answers.PROBS), owner(HardLabel(), data))
-    assert equal(exact, HardLabel().steal(oracle_on(victim, Answers.LABEL), owner(HardLabel(), data)))
+    exact = HardLabel().steal(oracle_on(victim, Access.PROBS), owner(HardLabel(), data))
+    assert equal(exact, HardLabel().steal(oracle_on(victim, Access.LABEL), owner(HardLabel(), data)))
 
 
 def test_the_hard_label_thief_is_blind_to_soft_values(data: Split, victim: nn.Module) -> None:
     def softer(x: Tensor) -> Tensor:
-        return (infer(victim, x) / 7).log_softmax(dim=1)
+        return (predict_logits(victim, x) / 7).log_softmax(dim=1)
 
-    same, other = (Oracle(service, ThreatModel(), victim) for service in (truthful(victim), softer))
+    same, other = (Oracle(service, Scenario(), victim) for service in (truthful(victim), softer))
     assert equal(HardLabel().steal(same, context(data)), HardLabel().steal(other, context(data)))
     assert not equal(KD().steal(same, context(data)), KD().steal(other, context(data)))
 
@@ -282,9 +282,9 @@ def test_the_hard_label_thief_learns_the_victims_labels_and_not_the_true_ones(da
     def shifted(x: Tensor) -> Tensor:
         return truthful(victim)(x).roll(1, dims=1)
 
-    student = HardLabel().steal(Oracle(shifted, ThreatModel(), victim), context(data, epochs=10))
+    student = HardLabel().steal(Oracle(shifted, Scenario(), victim), context(data, epochs=10))
     assert accuracy(student, replace(data, y=(data.y + 1) % 3)) > 0.9
-    unlabelled = HardLabel().steal(Oracle(shifted, ThreatModel(), victim), context(data.without_labels(), epochs=10))
+    unlabelled = HardLabel().steal(Oracle(shifted, Scenario(), victim), context(data.without_labels(), epochs=10))
     assert equal(student, unlabelled)
 
 
@@ -293,10 +293,10 @@ def test_the_hard_label_thief_learns_the_victims_labels_and_not_the_true_ones(da
 
 def test_partial_kd_owns_a_balanced_part(data: Split) -> None:
     attack = PartialKD(fraction=0.25, subset_seed=3)
-    assert attack.owned() == Owned(0.25, 3)
-    part = attack.owned().of(data)
+    assert attack.data_subset() == DataSubset(0.25, 3)
+    part = attack.data_subset().of(data)
     assert part.y.bincount().tolist() == [8, 8, 8]
-    assert not torch.equal(part.x, PartialKD(fraction=0.25, subset_seed=4).owned().of(data).x)
+    assert not torch.equal(part.x, PartialKD(fraction=0.25, subset_seed=4).data_subset().of(data).x)
 
 
 def test_partial_kd_asks_about_its_part_alone(data: Split, victim: nn.Module) -> None:
@@ -344,7 +344,7 @@ def test_the_chain_names_its_networks(data: Split, victim: nn.Module) -> None:
 def test_an_assistant_teaches_what_it_learnt_and_learns_no_more(
     data: Split, victim: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hops: list[tuple[nn.Module, Ask, nn.Module]] = []
+    hops: list[tuple[nn.Module, QueryFunction, nn.Module]] = []
 
     def watched(student: nn.Module, teacher: Any, *rest: Any) -> None:
         distil(student, teacher, *rest)
@@ -355,7 +355,7 @@ def test_an_assistant_teaches_what_it_learnt_and_learns_no_more(
     student = AssistantKD(chain=("mini-16", "")).steal(oracle, context(data))
     assert hops[0][1] is oracle
     for (elder, _, _), (_, teacher, _) in itertools.pairwise(hops):
-        torch.testing.assert_close(teacher(data.x), infer(elder, data.x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(teacher(data.x), predict_logits(elder, data.x), rtol=1e-4, atol=1e-4)
     assert hops[-1][0] is student
     for net, _, then in hops:
         assert not net.training
@@ -388,7 +388,7 @@ def test_the_feature_distance_is_the_papers_sum(data: Split, victim: nn.Module) 
         again = features(data.x)[1]
     assert float(r_feat) == pytest.approx(expected, rel=1e-5)
     assert float(again) == float(r_feat)  # of one forward pass, not of all so far
-    torch.testing.assert_close(z, infer(victim, data.x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(z, predict_logits(victim, data.x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(6, 3), (4, 3, 2), (4, 3, 2, 5)])
@@ -481,12 +481,12 @@ def test_no_hook_is_left_after_an_error(victim: nn.Module) -> None:
 
 def test_the_whole_objective_is_the_sum_of_its_terms(data: Split, victim: nn.Module) -> None:
     attack = DeepInversion(feature=3.0, tv=0.2, l2=0.1, competition=5.0)
-    rival = context(data).new_student().eval()
+    competing_student = context(data).new_student().eval()
     u, y = 4 * data.x - 2, data.y
     with torch.no_grad(), Features(victim) as features:
-        loss, r_feat = Judge(attack, features, rival, context(data))(u, y)
+        loss, r_feat = Judge(attack, features, competing_student, context(data))(u, y)
         z, same = features(data.x)
-    divergence = jensen_shannon(soften(z, 3.0), soften(infer(rival, data.x), 3.0))
+    divergence = jensen_shannon(soften(z, 3.0), soften(predict_logits(competing_student, data.x), 3.0))
     expected = F.cross_entropy(z, y) + 0.2 * total_variation(u) + 0.1 * u.norm() + 3.0 * same + 5.0 * (1 - divergence)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(r_feat, same)
@@ -502,7 +502,7 @@ def test_the_inversion_leaves_the_victim_as_it_was(data: Split, victim: nn.Modul
             return handed[-1]
 
     handed: list[nn.Module] = []
-    ADAPTIVE.steal(Remembering(truthful(victim), ThreatModel(Answers.WEIGHTS), victim), owner(ADAPTIVE, data))
+    ADAPTIVE.steal(Remembering(truthful(victim), Scenario(Access.WEIGHTS), victim), owner(ADAPTIVE, data))
     assert len(handed) == 1
     assert equal(handed[0], victim)
     assert hooks(handed[0]) == 0
@@ -557,13 +557,15 @@ def test_images_stay_in_the_unit_cube_however_long_the_steps(data: Split, victim
 
 
 def test_competition_makes_images_on_which_victim_and_rival_differ(data: Split, victim: nn.Module) -> None:
-    rival = KD().steal(oracle_on(victim), context(data, epochs=6))
+    competing_student = KD().steal(oracle_on(victim), context(data, epochs=6))
 
     def divergence(competition: float) -> float:
         attack = replace(SMALL, iterations=40, competition=competition)
         with torch.enable_grad(), Features(victim) as features:
-            x, _ = attack._invert(0, Judge(attack, features, rival, context(data)), owner(attack, data))
-        return float(jensen_shannon(soften(infer(victim, x), 3.0), soften(infer(rival, x), 3.0)))
+            x, _ = attack._invert(0, Judge(attack, features, competing_student, context(data)), owner(attack, data))
+        return float(
+            jensen_shannon(soften(predict_logits(victim, x), 3.0), soften(predict_logits(competing_student, x), 3.0))
+        )
 
     assert divergence(100.0) > 2 * divergence(0.0)
 
@@ -601,10 +603,10 @@ def test_an_inversion_that_diverges_says_so(data: Split) -> None:
 def test_the_inversion_owns_no_image_and_needs_the_weights(
     attack: DeepInversion, data: Split, victim: nn.Module
 ) -> None:
-    assert attack.needs is Answers.WEIGHTS
+    assert attack.needs is Access.WEIGHTS
     assert len(owner(attack, data).data) == 0
     with pytest.raises(Refused, match="asked for the weights"):
-        attack.steal(oracle_on(victim, Answers.PROBS), owner(attack, data))
+        attack.steal(oracle_on(victim, Access.PROBS), owner(attack, data))
 
 
 def test_the_inversion_asks_once_about_each_image_or_about_each_augmented_batch(data: Split, victim: nn.Module) -> None:
@@ -634,7 +636,7 @@ def test_a_student_of_inverted_images_knows_the_real_ones(competition: float, da
     attack = DeepInversion(
         images=192, batch=96, iterations=60, lr=0.2, jitter=0, competition=competition, steps=5, queries="once"
     )
-    ctx = context(attack.owned().of(data), epochs=15)
+    ctx = context(attack.data_subset().of(data), epochs=15)
     assert accuracy(attack.steal(oracle_on(victim), ctx), blobs().validation) > 0.6  # chance: 0.33
 
 
@@ -642,11 +644,11 @@ def test_a_student_of_inverted_images_knows_the_real_ones(competition: float, da
 def test_an_interrupted_inversion_goes_on_to_the_same_student(
     attack: DeepInversion, after: int, data: Split, victim: nn.Module, tmp_path: Path
 ) -> None:
-    def play(journal: Journal) -> tuple[nn.Module, int, dict[str, float]]:
-        ctx = replace(owner(attack, data), log=journal)
-        journal.generators.append(ctx.generator)
-        oracle = Oracle(truthful(victim), ThreatModel(Answers.WEIGHTS), victim, journal.meter)
-        return attack.steal(oracle, ctx), oracle.answered, journal.numbers
+    def play(stage_log: StageLog) -> tuple[nn.Module, int, dict[str, float]]:
+        ctx = replace(owner(attack, data), log=stage_log)
+        stage_log.generators.append(ctx.generator)
+        oracle = Oracle(truthful(victim), Scenario(Access.WEIGHTS), victim, stage_log.meter)
+        return attack.steal(oracle, ctx), oracle.answered, stage_log.numbers
 
     whole, asked, numbers = play(Interrupted(tmp_path / "whole", 0))
     with pytest.raises(Stopped):
@@ -659,7 +661,7 @@ def test_an_interrupted_inversion_goes_on_to_the_same_student(
     }
 
 
-class Interrupted(Journal):
+class Interrupted(StageLog):
     """Keeps a checkpoint at every chance, and stops at the one numbered `after` (0: never)."""
 
     def __init__(self, folder: Path, after: int) -> None:
@@ -715,7 +717,7 @@ def inputs(model: nn.Module, x: Tensor) -> dict[nn.Module, Tensor]:
     handles = [
         layer.register_forward_pre_hook(lambda net, entering: seen.update({net: entering[0]})) for layer in norms(model)
     ]
-    infer(model, x)
+    predict_logits(model, x)
     for handle in handles:
         handle.remove()
     return seen

@@ -15,33 +15,33 @@ from helpers import blobs, context
 from kdbench import registry
 from kdbench.api import (
     UNKNOWN,
-    Answers,
-    Ask,
+    Access,
     Attack,
     Context,
     Diverged,
     KdbenchError,
     Oracle,
+    QueryFunction,
     Refused,
+    Scenario,
     Service,
     Split,
-    ThreatModel,
     fit,
-    infer,
     kd,
     kl,
+    predict_logits,
     soften,
 )
 from kdbench.attacks.averager import Averager, classes_of, mean_of_class
-from kdbench.attacks.best_response import KDGrid, hold_out
 from kdbench.attacks.htc import HTC
 from kdbench.attacks.kd import KD
+from kdbench.attacks.kd_grid import KDGrid, hold_out
 from kdbench.attacks.scm import SCM
 from kdbench.attacks.skeptical import Skeptic, Skeptical, Stage, classifier, stages
 from kdbench.defenses.stingy import Stingy
-from kdbench.game.stacking import Company
-from kdbench.runner.journal import Journal, Stopped
+from kdbench.engine.stage_log import StageLog, Stopped
 from kdbench.testing import check_attack
+from kdbench.training.fused import FusedTraining
 from kdbench.zoo.layers import Network
 
 S = torch.tensor([[1.0, 2.0, 0.5, -1.0]], dtype=torch.float64)
@@ -71,7 +71,7 @@ def victim(data: Split) -> nn.Module:
 
 
 def truthful(model: nn.Module) -> Service:
-    return lambda x: infer(model, x).log_softmax(dim=1)
+    return lambda x: predict_logits(model, x).log_softmax(dim=1)
 
 
 def shifted(model: nn.Module) -> Service:
@@ -91,12 +91,12 @@ def fickle(model: nn.Module) -> Service:
     return answer
 
 
-def oracle_on(model: nn.Module, budget: int | None = None, answers: Answers = Answers.TOPK, topk: int = 5) -> Oracle:
-    return Oracle(truthful(model), ThreatModel(answers, topk=topk, budget=budget), model)
+def oracle_on(model: nn.Module, budget: int | None = None, answers: Access = Access.TOPK, topk: int = 5) -> Oracle:
+    return Oracle(truthful(model), Scenario(answers, topk=topk, budget=budget), model)
 
 
 def lying(service: Service, model: nn.Module) -> Oracle:
-    return Oracle(service, ThreatModel(), model)
+    return Oracle(service, Scenario(), model)
 
 
 def asked(attack: Attack, data: Split, victim: nn.Module) -> int:
@@ -111,7 +111,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def accuracy(model: nn.Module, split: Split) -> float:
-    return float((infer(model, split.x).argmax(dim=1) == split.y).float().mean())
+    return float((predict_logits(model, split.x).argmax(dim=1) == split.y).float().mean())
 
 
 def name(attack: Attack) -> str:
@@ -133,7 +133,7 @@ def test_it_keeps_the_contract(attack: Attack) -> None:
 @pytest.mark.parametrize("attack", ALL, ids=name)
 def test_it_says_that_it_is_adaptive_and_makes_do_with_truncated_answers(attack: Attack) -> None:
     assert attack.adaptive
-    assert attack.needs is Answers.TOPK
+    assert attack.needs is Access.TOPK
 
 
 @pytest.mark.parametrize("topk", [1, 2])
@@ -142,9 +142,9 @@ def test_it_says_that_it_is_adaptive_and_makes_do_with_truncated_answers(attack:
 def test_withheld_classes_and_unknown_labels_leave_it_a_student_that_answers(
     attack: Attack, labelled: bool, topk: int, data: Split, victim: nn.Module
 ) -> None:
-    owned = data if labelled else data.without_labels()
-    student = attack.steal(oracle_on(victim, topk=topk), context(owned, EPOCHS))
-    assert infer(student, data.x).isfinite().all()
+    subset = data if labelled else data.without_labels()
+    student = attack.steal(oracle_on(victim, topk=topk), context(subset, EPOCHS))
+    assert predict_logits(student, data.x).isfinite().all()
 
 
 @pytest.mark.parametrize("attack", ONCE, ids=name)
@@ -194,15 +194,15 @@ def test_it_hands_over_the_student_that_was_made_first_in_eval_mode_and_free_of_
 )
 def test_a_liar_who_fools_kd_does_not_fool_it(attack: Attack, data: Split, victim: nn.Module) -> None:
     oracle = lying(shifted(victim), victim)
-    fooled, wary = (thief.steal(oracle, context(data, epochs=20)) for thief in (KD(), attack))
+    fooled, wary = (attacker.steal(oracle, context(data, epochs=20)) for attacker in (KD(), attack))
     assert accuracy(fooled, blobs().validation) < 0.1
     assert accuracy(wary, blobs().validation) > 0.9
 
 
 @pytest.mark.parametrize("attack", ALL, ids=name)
 def test_of_an_honest_victim_it_learns(attack: Attack, data: Split, victim: nn.Module) -> None:
-    for owned in (data, data.without_labels()):
-        student = attack.steal(oracle_on(victim), context(owned, epochs=20))
+    for subset in (data, data.without_labels()):
+        student = attack.steal(oracle_on(victim), context(subset, epochs=20))
         assert accuracy(student, blobs().validation) > 0.85
 
 
@@ -220,11 +220,11 @@ INTERRUPTIONS = [  # at each of the checkpoints that there are: one an epoch of 
 def test_an_interrupted_theft_goes_on_to_the_same_student(
     attack: Attack, after: int, data: Split, victim: nn.Module, tmp_path: Path
 ) -> None:
-    def play(journal: Journal) -> tuple[nn.Module, int, dict[str, float]]:
-        ctx = replace(context(data, epochs=4 if isinstance(attack, Skeptical) else EPOCHS), log=journal)
-        journal.generators.append(ctx.generator)
-        oracle = Oracle(truthful(victim), ThreatModel(), victim, journal.meter)
-        return attack.steal(oracle, ctx), oracle.answered, journal.numbers
+    def play(stage_log: StageLog) -> tuple[nn.Module, int, dict[str, float]]:
+        ctx = replace(context(data, epochs=4 if isinstance(attack, Skeptical) else EPOCHS), log=stage_log)
+        stage_log.generators.append(ctx.generator)
+        oracle = Oracle(truthful(victim), Scenario(), victim, stage_log.meter)
+        return attack.steal(oracle, ctx), oracle.answered, stage_log.numbers
 
     whole, asked, numbers = play(Interrupted(tmp_path / "whole", 0))
     with pytest.raises(Stopped):
@@ -251,7 +251,8 @@ def test_the_multiplier_of_htc_weighs_the_kl_alone() -> None:
 
 def test_htc_is_kd_where_all_temperatures_are_one(data: Split, victim: nn.Module) -> None:
     tepid, one, hot = (
-        thief.steal(oracle_on(victim), context(data)) for thief in (HTC(temperature=1.0), KD(temperature=1.0), HTC())
+        attacker.steal(oracle_on(victim), context(data))
+        for attacker in (HTC(temperature=1.0), KD(temperature=1.0), HTC())
     )
     assert equal(tepid, one)
     assert not equal(tepid, hot)
@@ -303,7 +304,7 @@ def test_where_no_label_is_known_a_predecessors_top_answer_is_it() -> None:
 
 
 def test_the_ensemble_answers_the_mean_of_softened_probabilities() -> None:
-    nets: list[Ask] = [lambda x: S.expand(len(x), 4), lambda x: T.expand(len(x), 4)]
+    nets: list[QueryFunction] = [lambda x: S.expand(len(x), 4), lambda x: T.expand(len(x), 4)]
     x = torch.zeros(3, 1, 2, 2)
     mean = (soften(S, 4.0) + soften(T, 4.0)) / 2
     torch.testing.assert_close(soften(SCM(temperature=4.0).ensemble(nets)(x), 4.0), mean.expand(3, 4))
@@ -379,7 +380,7 @@ def test_the_own_answers_of_a_skeptical_student_are_the_students(data: Split) ->
     net = ctx.new_student()
     with Skeptic(net, 2, ctx) as skeptic:
         skeptic.eval()
-        torch.testing.assert_close(skeptic(data.x)[:, 0], infer(net, data.x))
+        torch.testing.assert_close(skeptic(data.x)[:, 0], predict_logits(net, data.x))
 
 
 @pytest.mark.parametrize(
@@ -445,15 +446,15 @@ def test_a_skeptical_student_who_never_listens_is_deaf_to_the_victim(data: Split
 
 
 def test_skeptical_students_in_company_learn_what_they_learn_alone(data: Split, victim: nn.Module) -> None:
-    def stolen(company: Company | None, seed: int, out: dict[int, nn.Module]) -> None:
-        out[seed] = Skeptical(delay=0.5).steal(oracle_on(victim), replace(context(data, seed=seed), company=company))
+    def stolen(fused: FusedTraining | None, seed: int, out: dict[int, nn.Module]) -> None:
+        out[seed] = Skeptical(delay=0.5).steal(oracle_on(victim), replace(context(data, seed=seed), fused=fused))
 
     alone: dict[int, nn.Module] = {}
     together: dict[int, nn.Module] = {}
     for seed in (0, 1):
         stolen(None, seed, alone)
-    company = Company()
-    company.play([lambda s=seed: stolen(company, s, together) for seed in (0, 1)])  # type: ignore[misc]
+    fused = FusedTraining()
+    fused.play([lambda s=seed: stolen(fused, s, together) for seed in (0, 1)])  # type: ignore[misc]
     assert all(equal(alone[seed], together[seed]) for seed in (0, 1))
 
 
@@ -519,7 +520,8 @@ def test_lies_about_single_images_are_washed_out(data: Split, victim: nn.Module)
     assert 0.2 < float(lies.float().mean()) < 0.6
     oracle = lying(fickle(victim), victim)
     blind, average = (
-        thief.steal(oracle, context(data, epochs=20)) for thief in (KD(alpha=1.0), Averager(temperature=4.0, alpha=1.0))
+        attacker.steal(oracle, context(data, epochs=20))
+        for attacker in (KD(alpha=1.0), Averager(temperature=4.0, alpha=1.0))
     )
     assert accuracy(blind, blobs().validation) < 0.8
     assert accuracy(average, blobs().validation) > 0.9
@@ -531,11 +533,11 @@ def test_lies_about_single_images_are_washed_out(data: Split, victim: nn.Module)
 @pytest.mark.parametrize("queries", ["augmented", "once"])
 @pytest.mark.parametrize("labelled", [True, False], ids=["labelled", "unlabelled"])
 def test_a_grid_of_one_point_is_kd(queries: Any, labelled: bool, data: Split, victim: nn.Module) -> None:
-    owned = data if labelled else data.without_labels()
+    subset = data if labelled else data.without_labels()
     grid = KDGrid(temperatures=(2.0,), alphas=(0.7,), queries=queries)
     ours, theirs = (
-        thief.steal(oracle_on(victim), context(owned))
-        for thief in (grid, KD(temperature=2.0, alpha=0.7, queries=queries))
+        attacker.steal(oracle_on(victim), context(subset))
+        for attacker in (grid, KD(temperature=2.0, alpha=0.7, queries=queries))
     )
     assert equal(ours, theirs)
 
@@ -577,7 +579,7 @@ def test_of_equals_the_earlier_wins(data: Split, victim: nn.Module, monkeypatch:
     def undecided(_: nn.Module, x: Tensor) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0]).expand(len(x), 3)  # every candidate says the same of everything
 
-    monkeypatch.setattr("kdbench.attacks.best_response.infer", undecided)
+    monkeypatch.setattr("kdbench.attacks.kd_grid.infer", undecided)
     for temperatures in ((4.0, 3.0), (3.0, 4.0)):
         ctx = context(data, epochs=1)
         KDGrid(temperatures=temperatures, alphas=(0.9,)).steal(oracle_on(victim), ctx)
@@ -590,7 +592,7 @@ def test_a_candidate_that_diverges_costs_its_own_point_alone(data: Split, victim
     student = KDGrid(temperatures=(1e30, 4.0), alphas=(0.9,)).steal(oracle_on(victim), ctx)
     assert ctx.log.numbers["validation_T1e+30_alpha0.9"] == 0.0
     assert ctx.log.numbers["chosen_temperature"] == 4.0
-    assert infer(student, data.x).isfinite().all()
+    assert predict_logits(student, data.x).isfinite().all()
     with pytest.raises(Diverged):
         KDGrid(temperatures=(1e30, 1e31), alphas=(0.9,)).steal(oracle_on(victim), context(data))
 
@@ -610,7 +612,7 @@ def test_candidates_start_from_equal_weights_and_see_nothing_that_is_held_out(
         started.append((copy.deepcopy(model), x, target[1]))
         fit(model, loss, x, target, ctx)
 
-    monkeypatch.setattr("kdbench.attacks.best_response.fit", watched)
+    monkeypatch.setattr("kdbench.attacks.kd_grid.fit", watched)
     GRID.steal(oracle_on(victim), context(data, EPOCHS))
     *candidates, winner = started
     assert len(candidates) == 4
@@ -645,7 +647,7 @@ def test_a_grid_of_no_points_is_refused(empty: dict[str, Any]) -> None:
         KDGrid(**empty)
 
 
-class Interrupted(Journal):
+class Interrupted(StageLog):
     """Keeps a checkpoint at every chance, and stops at the one numbered `after` (0: never)."""
 
     def __init__(self, folder: Path, after: int) -> None:

@@ -15,35 +15,35 @@ from torch import Tensor, nn
 from helpers import blobs, context
 from kdbench import testing
 from kdbench.api import (
-    Answers,
+    Access,
     Attack,
     Context,
+    DataSubset,
     Defense,
     KdbenchError,
     Oracle,
-    Owned,
     Refused,
+    Scenario,
     Split,
-    ThreatModel,
     fit,
-    infer,
     keep_top,
     kl,
+    predict_logits,
     soft_cross_entropy,
     soften,
 )
 from kdbench.attacks._transforms import noisy, reverse_sigmoid, rounded
 from kdbench.attacks.denoise import Denoise, granted
-from kdbench.attacks.dfme import DFME, Duel, generator, pictured, slope
+from kdbench.attacks.dfme import DFME, GeneratorStudentGame, generator, pictured, slope
 from kdbench.attacks.kd import KD
-from kdbench.attacks.knockoff import Hunt, Knockoff, clustered, rescaled, rewards
+from kdbench.attacks.knockoff import Knockoff, QueryCampaign, clustered, rescaled, rewards
 from kdbench.defenses.gaussian_noise import GaussianNoise, renormalised
 from kdbench.defenses.reverse_sigmoid import ReverseSigmoid
 from kdbench.defenses.rounding import Rounding
 from kdbench.defenses.top_k import TopK
-from kdbench.game.stacking import Company
-from kdbench.runner.journal import Journal, Stopped
+from kdbench.engine.stage_log import StageLog, Stopped
 from kdbench.testing import check_attack
+from kdbench.training.fused import FusedTraining
 
 T = torch.tensor([[3.0, 1.0, 0.0, -2.0]], dtype=torch.float64)
 EPOCHS, IMAGES = 2, 96
@@ -80,16 +80,16 @@ def smooth(images: int) -> Tensor:
 
 def of(attack: Attack, data: Split, pool: Tensor, epochs: int = EPOCHS, seed: int = 0) -> Context:
     """A player who owns what `attack` says it does, and to whom `pool` is public."""
-    return replace(context(attack.owned().of(data), epochs, seed), public=lambda _: pool)
+    return replace(context(attack.data_subset().of(data), epochs, seed), surrogate=lambda _: pool)
 
 
-def oracle_on(model: nn.Module, budget: int | None = None, answers: Answers = Answers.PROBS, topk: int = 5) -> Oracle:
+def oracle_on(model: nn.Module, budget: int | None = None, answers: Access = Access.PROBS, topk: int = 5) -> Oracle:
     service = Defense().serve(model, context(blobs().train))
-    return Oracle(service, ThreatModel(answers, topk=topk, budget=budget), model)
+    return Oracle(service, Scenario(answers, topk=topk, budget=budget), model)
 
 
 def behind(defense: Defense, model: nn.Module) -> Oracle:
-    return Oracle(defense.serve(model, context(blobs().train)), ThreatModel(), model)
+    return Oracle(defense.serve(model, context(blobs().train)), Scenario(), model)
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -98,7 +98,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 
 def accuracy(model: nn.Module, split: Split) -> float:
-    return float((infer(model, split.x).argmax(dim=1) == split.y).float().mean())
+    return float((predict_logits(model, split.x).argmax(dim=1) == split.y).float().mean())
 
 
 def name(attack: Attack) -> str:
@@ -121,7 +121,7 @@ def seed(number: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("attack", ALL, ids=name)
 def test_it_keeps_the_contract(attack: Attack, patterns: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     plain: Callable[..., Context] = testing._context
-    monkeypatch.setattr(testing, "_context", lambda *given: replace(plain(*given), public=lambda _: patterns))
+    monkeypatch.setattr(testing, "_context", lambda *given: replace(plain(*given), surrogate=lambda _: patterns))
     check_attack(attack)
 
 
@@ -147,12 +147,12 @@ INTERRUPTIONS = [  # at checkpoints of each kind: of a round, of a lesson, of a 
 def test_an_interrupted_theft_goes_on_to_the_same_student(
     attack: Attack, after: int, data: Split, victim: nn.Module, patterns: Tensor, tmp_path: Path
 ) -> None:
-    def play(journal: Journal) -> tuple[nn.Module, int, dict[str, float]]:
-        ctx = replace(of(attack, data, patterns), log=journal)
-        journal.generators.append(ctx.generator)
+    def play(stage_log: StageLog) -> tuple[nn.Module, int, dict[str, float]]:
+        ctx = replace(of(attack, data, patterns), log=stage_log)
+        stage_log.generators.append(ctx.generator)
         oracle = oracle_on(victim)
-        metered = Oracle(oracle, ThreatModel(), victim, journal.meter)
-        return attack.steal(metered, ctx), metered.answered, journal.numbers
+        metered = Oracle(oracle, Scenario(), victim, stage_log.meter)
+        return attack.steal(metered, ctx), metered.answered, stage_log.numbers
 
     whole, asked, numbers = play(Interrupted(tmp_path / "whole", 0))
     with pytest.raises(Stopped):
@@ -164,11 +164,11 @@ def test_an_interrupted_theft_goes_on_to_the_same_student(
 
 @pytest.mark.parametrize("attack", [RANDOM, ADAPTIVE, DUEL], ids=name)
 def test_it_owns_no_image(attack: Attack) -> None:
-    assert attack.owned() == Owned(0.0)
+    assert attack.data_subset() == DataSubset(0.0)
 
 
 def test_each_says_what_it_needs() -> None:
-    assert (Denoise.needs, Knockoff.needs, DFME.needs) == (Answers.TOPK, Answers.LABEL, Answers.PROBS)
+    assert (Denoise.needs, Knockoff.needs, DFME.needs) == (Access.TOPK, Access.LABEL, Access.PROBS)
     assert (Denoise.adaptive, Knockoff.adaptive, DFME.adaptive) == (True, False, False)
 
 
@@ -245,15 +245,15 @@ def test_examples_are_clean_answers_with_their_classes_in_another_order() -> Non
 
 def test_what_the_grant_withholds_is_withheld_in_the_simulation_too() -> None:
     log_p = rows(5, 6)
-    assert torch.equal(granted(log_p, ThreatModel(Answers.TOPK, topk=2)), keep_top(log_p, 2))
-    assert granted(log_p, ThreatModel(Answers.PROBS, topk=2)) is log_p
+    assert torch.equal(granted(log_p, Scenario(Access.TOPK, topk=2)), keep_top(log_p, 2))
+    assert granted(log_p, Scenario(Access.PROBS, topk=2)) is log_p
 
 
 @pytest.mark.parametrize("guess", ["rounding", "reverse-sigmoid", "noise", "top-k", "mixture"])
 def test_a_denoiser_undoes_what_it_was_shown(guess: Any, data: Split) -> None:
     attack = Denoise(guess=guess, decimals=1, k=2, examples=1000, epochs=20)
     held_out, ctx = rows(300, 4, seed=1).float(), context(data, EPOCHS)
-    denoise = attack._denoiser(rows(300, 4).float(), ThreatModel(), ctx)
+    denoise = attack._denoiser(rows(300, 4).float(), Scenario(), ctx)
     numbers = ctx.log.numbers
     assert numbers["denoised_kl"] < 0.5 * numbers["perturbed_kl"]
     for given in attack.simulated(held_out, seed(1)):  # answers it has not seen
@@ -276,17 +276,17 @@ def test_a_denoiser_undoes_what_it_was_shown(guess: Any, data: Split) -> None:
 def test_it_learns_more_of_a_defended_victim_than_kd(
     defense: Defense, attack: Denoise, data: Split, victim: nn.Module
 ) -> None:
-    def distance(thief: Attack) -> float:
-        student = thief.steal(behind(defense, victim), context(data, epochs=15))
-        return float(kl(truth.exp(), infer(student, blobs().test.x).log_softmax(dim=1)))
+    def distance(attacker: Attack) -> float:
+        student = attacker.steal(behind(defense, victim), context(data, epochs=15))
+        return float(kl(truth.exp(), predict_logits(student, blobs().test.x).log_softmax(dim=1)))
 
-    truth = infer(victim, blobs().test.x).log_softmax(dim=1)
+    truth = predict_logits(victim, blobs().test.x).log_softmax(dim=1)
     assert distance(replace(attack, examples=2000)) < 0.6 * distance(KD())
 
 
 def test_of_an_undefended_victim_it_learns_all_the_same(data: Split, victim: nn.Module) -> None:
-    for owned in (data, data.without_labels()):
-        student = replace(DENOISE, examples=2000).steal(oracle_on(victim), context(owned, epochs=20))
+    for subset in (data, data.without_labels()):
+        student = replace(DENOISE, examples=2000).steal(oracle_on(victim), context(subset, epochs=20))
         assert accuracy(student, blobs().validation) > 0.9
 
 
@@ -295,9 +295,9 @@ def test_of_an_undefended_victim_it_learns_all_the_same(data: Split, victim: nn.
 def test_truncated_answers_and_unknown_labels_leave_it_a_student_that_answers(
     labelled: bool, topk: int, data: Split, victim: nn.Module
 ) -> None:
-    owned = data if labelled else data.without_labels()
-    student = DENOISE.steal(oracle_on(victim, answers=Answers.TOPK, topk=topk), context(owned, EPOCHS))
-    assert infer(student, data.x).isfinite().all()
+    subset = data if labelled else data.without_labels()
+    student = DENOISE.steal(oracle_on(victim, access=Access.TOPK, topk=topk), context(subset, EPOCHS))
+    assert predict_logits(student, data.x).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -312,12 +312,12 @@ def test_truncated_answers_and_unknown_labels_leave_it_a_student_that_answers(
 def test_the_shadow_and_the_denoiser_ask_nothing_but_unknown_labels(
     queries: Any, labelled: bool, asked: int, data: Split, victim: nn.Module
 ) -> None:
-    owned, attack = data if labelled else data.without_labels(), replace(DENOISE, queries=queries)
+    subset, attack = data if labelled else data.without_labels(), replace(DENOISE, queries=queries)
     exact = oracle_on(victim, asked)
-    attack.steal(exact, context(owned, EPOCHS))
+    attack.steal(exact, context(subset, EPOCHS))
     assert exact.left == 0
     with pytest.raises(Refused, match="left"):
-        attack.steal(oracle_on(victim, asked - 1), context(owned, EPOCHS))
+        attack.steal(oracle_on(victim, asked - 1), context(subset, EPOCHS))
 
 
 def test_shadows_are_named_and_each_learns_the_thiefs_images(data: Split, victim: nn.Module) -> None:
@@ -335,16 +335,16 @@ def test_no_shadow_is_refused() -> None:
 
 
 def test_denoisers_in_company_learn_what_they_learn_alone(data: Split, victim: nn.Module) -> None:
-    def stolen(company: Company | None, number: int, out: dict[int, Tensor]) -> None:
-        ctx = replace(context(data, seed=number), company=company)
-        out[number] = infer(DENOISE.steal(oracle_on(victim), ctx), data.x)
+    def stolen(fused: FusedTraining | None, number: int, out: dict[int, Tensor]) -> None:
+        ctx = replace(context(data, seed=number), fused=fused)
+        out[number] = predict_logits(DENOISE.steal(oracle_on(victim), ctx), data.x)
 
     alone: dict[int, Tensor] = {}
     together: dict[int, Tensor] = {}
     for number in (0, 1):
         stolen(None, number, alone)
-    company = Company()
-    company.play([lambda s=number: stolen(company, s, together) for number in (0, 1)])  # type: ignore[misc]
+    fused = FusedTraining()
+    fused.play([lambda s=number: stolen(fused, s, together) for number in (0, 1)])  # type: ignore[misc]
     for number in (0, 1):
         torch.testing.assert_close(together[number], alone[number], atol=1e-3, rtol=1e-3)
 
@@ -372,7 +372,7 @@ def test_it_asks_about_as_many_images_as_queries_pool_and_budget_allow_each_once
         return oracle(x)
 
     ctx = of(attack, data, patterns.flip(0)[:images])
-    attack.steal(Oracle(service, ThreatModel(budget=budget), victim), ctx)
+    attack.steal(Oracle(service, Scenario(budget=budget), victim), ctx)
     x = {tuple(image.flatten().tolist()) for image in torch.cat(seen)}
     assert sum(map(len, seen)) == len(x) == asked == ctx.log.numbers["asked"]
     assert x <= {tuple(image.flatten().tolist()) for image in patterns}
@@ -381,12 +381,12 @@ def test_it_asks_about_as_many_images_as_queries_pool_and_budget_allow_each_once
 def test_the_pool_is_the_public_data_set_of_that_name(data: Split, victim: nn.Module, patterns: Tensor) -> None:
     wanted: list[str] = []
 
-    def public(name: str) -> Tensor:
+    def surrogate(name: str) -> Tensor:
         wanted.append(name)
         return patterns
 
-    RANDOM.steal(oracle_on(victim), replace(of(RANDOM, data, patterns), public=public))
-    assert tuple(wanted) == RANDOM.publics() == ("patterns",)
+    RANDOM.steal(oracle_on(victim), replace(of(RANDOM, data, patterns), surrogate=surrogate))
+    assert tuple(wanted) == RANDOM.surrogate_datasets() == ("patterns",)
 
 
 def test_an_empty_pool_says_so(data: Split, victim: nn.Module, patterns: Tensor) -> None:
@@ -394,10 +394,10 @@ def test_an_empty_pool_says_so(data: Split, victim: nn.Module, patterns: Tensor)
         RANDOM.steal(oracle_on(victim), of(RANDOM, data, patterns[:0]))
 
 
-@pytest.mark.parametrize("answers", [Answers.PROBS, Answers.TOPK, Answers.LABEL])
+@pytest.mark.parametrize("answers", [Access.PROBS, Access.TOPK, Access.LABEL])
 @pytest.mark.parametrize("policy", ["random", "adaptive"])
 def test_a_student_of_another_data_set_knows_the_victims(
-    policy: Any, answers: Answers, data: Split, victim: nn.Module
+    policy: Any, answers: Access, data: Split, victim: nn.Module
 ) -> None:
     attack = replace(RANDOM, policy=policy, queries=400)
     student = attack.steal(oracle_on(victim, answers=answers, topk=2), of(attack, data, smooth(600), epochs=20))
@@ -417,7 +417,7 @@ def test_the_adaptive_thief_finds_the_images_that_tell_something(
 
         attack = replace(RANDOM, policy=policy, queries=120, batch=8)
         for number in range(3):
-            attack.steal(Oracle(noted, ThreatModel(), victim), of(attack, data, patterns, seed=number))
+            attack.steal(Oracle(noted, Scenario(), victim), of(attack, data, patterns, seed=number))
         return float((torch.cat(seen).flatten(1).std(dim=1) > 0.05).float().mean())  # the others are grey
 
     assert share("adaptive") > share("random") + 0.15
@@ -444,7 +444,7 @@ def test_what_is_equal_for_all_pays_nobody() -> None:
 def test_the_bandit_moves_as_gradient_bandits_do(data: Split) -> None:
     start = torch.tensor([0.3, -0.2, 0.0, 0.1])
     kind, reward = torch.tensor([1, 0, 1, 3]), torch.tensor([0.9, 0.1, 0.5, 0.3])
-    hunt = replace(Hunt.new(4, context(data)), preference=start, draws=torch.tensor([2.0, 0.0, 0.0, 1.0]))
+    hunt = replace(QueryCampaign.new(4, context(data)), preference=start, draws=torch.tensor([2.0, 0.0, 0.0, 1.0]))
     grown = hunt.grown(torch.arange(4), torch.zeros(4, 3), kind, reward)
     draws, pi, wanted = [3, 2, 0, 2], start.softmax(dim=0).tolist(), start.tolist()
     for action, r in zip(kind.tolist(), reward.tolist(), strict=True):
@@ -456,7 +456,7 @@ def test_the_bandit_moves_as_gradient_bandits_do(data: Split) -> None:
 
 def test_kinds_are_drawn_by_preference_until_they_are_used_up(data: Split) -> None:
     kind = torch.tensor([0] * 30 + [1] * 300 + [2] * 300)
-    hunt = replace(Hunt.new(3, context(data)), preference=torch.tensor([40.0, 0.0, 0.0]))
+    hunt = replace(QueryCampaign.new(3, context(data)), preference=torch.tensor([40.0, 0.0, 0.0]))
     first = hunt.draw(kind, 20, seed())
     assert kind[first].tolist() == [0] * 20
     hunt = replace(hunt, index=first)
@@ -578,29 +578,31 @@ def test_the_generator_finds_images_on_which_a_fixed_student_is_wrong(
     data: Split, victim: nn.Module, patterns: Tensor
 ) -> None:
     attack = replace(DUEL, batch=64, width=16, generator_lr=1e-2)
-    duel = Duel(attack, oracle_on(victim), of(attack, data, patterns))
-    before = gap(duel)
-    student = copy.deepcopy(duel.student)
+    generator_student_game = GeneratorStudentGame(attack, oracle_on(victim), of(attack, data, patterns))
+    before = gap(generator_student_game)
+    student = copy.deepcopy(generator_student_game.student)
     for _ in range(60):
-        duel._challenge()
-    assert gap(duel) > 1.2 * before
-    assert equal(duel.student, student)
+        generator_student_game._challenge()
+    assert gap(generator_student_game) > 1.2 * before
+    assert equal(generator_student_game.student, student)
 
 
 def test_the_student_comes_nearer_on_the_generators_images(data: Split, victim: nn.Module, patterns: Tensor) -> None:
     attack = replace(DUEL, batch=64, width=16)
-    duel = Duel(attack, oracle_on(victim), of(attack, data, patterns))
-    first = float(duel._learn())
+    generator_student_game = GeneratorStudentGame(attack, oracle_on(victim), of(attack, data, patterns))
+    first = float(generator_student_game._learn())
     for _ in range(60):
-        last = float(duel._learn())
+        last = float(generator_student_game._learn())
     assert last < 0.5 * first
 
 
 def test_rates_fall_at_10_30_and_50_per_cent(data: Split, victim: nn.Module, patterns: Tensor) -> None:
-    duel = Duel(DUEL, oracle_on(victim), of(DUEL, data, patterns))
+    generator_student_game = GeneratorStudentGame(DUEL, oracle_on(victim), of(DUEL, data, patterns))
     for share, factor in ((0.0, 1), (0.09, 1), (0.1, 0.3), (0.3, 0.09), (0.49, 0.09), (0.5, 0.027), (0.99, 0.027)):
-        duel.play(share)
-        rates = [optimizer.param_groups[0]["lr"] for optimizer in (duel._sgd, duel._adam)]
+        generator_student_game.play(share)
+        rates = [
+            optimizer.param_groups[0]["lr"] for optimizer in (generator_student_game._sgd, generator_student_game._adam)
+        ]
         assert rates == pytest.approx([factor * DUEL.lr, factor * DUEL.generator_lr])
 
 
@@ -608,9 +610,11 @@ def test_a_student_that_saw_no_image_knows_them(data: Split, victim: nn.Module, 
     attack = DFME(queries=60_000, batch=64, width=16, generator_lr=1e-3)
     student = attack.steal(oracle_on(victim), of(attack, data, patterns))
     assert accuracy(student, blobs().test) > 0.85
-    told = infer(victim, blobs().test.x).log_softmax(dim=1)
+    told = predict_logits(victim, blobs().test.x).log_softmax(dim=1)
     blank = of(attack, data, patterns).new_student()
-    near, far = (float(kl(soften(told, 1), infer(net, blobs().test.x).log_softmax(dim=1))) for net in (student, blank))
+    near, far = (
+        float(kl(soften(told, 1), predict_logits(net, blobs().test.x).log_softmax(dim=1))) for net in (student, blank)
+    )
     assert near < 0.5 * far
 
 
@@ -619,15 +623,22 @@ def test_an_extraction_that_diverges_says_so(data: Split, victim: nn.Module, pat
         replace(DUEL, lr=1e30).steal(oracle_on(victim), of(DUEL, data, patterns))
 
 
-def gap(duel: Duel) -> float:
+def gap(generator_student_game: GeneratorStudentGame) -> float:
     """How far student and victim are apart on the generator's images."""
-    duel.student.eval()
-    x = torch.cat([duel.images() for _ in range(4)])
+    generator_student_game.student.eval()
+    x = torch.cat([generator_student_game.images() for _ in range(4)])
     with torch.no_grad():
-        return float((duel.student(x) - duel.attack.recovered(duel._oracle(x))).abs().mean())
+        return float(
+            (
+                generator_student_game.student(x)
+                - generator_student_game.attack.recovered(generator_student_game._oracle(x))
+            )
+            .abs()
+            .mean()
+        )
 
 
-class Interrupted(Journal):
+class Interrupted(StageLog):
     """Keeps a checkpoint at every chance, and stops at the one numbered `after` (0: never)."""
 
     def __init__(self, folder: Path, after: int) -> None:

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from kdbench.board import plots, report, results
-from kdbench.board.figures import _spread
+from kdbench import records as results
+from kdbench.board import report
+from kdbench.board.boards import accuracy_board, leaderboards, render, robustness_board, write_boards
+from kdbench.board.document import FORMATS, Board, Row
 from kdbench.board.intervals import Estimate, estimate, paired, ranks
-from kdbench.board.leaderboard import accuracy_board, leaderboards, render, robustness_board, write_boards
-from kdbench.board.results import Cell, Player, Status
-from kdbench.board.scores import Entry, Standing, Standings, standings
-from kdbench.board.tables import FORMATS, Board, Row
+from kdbench.board.plots import drawing as plots
+from kdbench.board.plots.figures import _spread
+from kdbench.board.study import DefenseRow, RankStatus, Study, studies
 from kdbench.errors import KdbenchError
+from kdbench.records import Cell, MethodRecord, Status
 
 T_2 = 4.302652729749462  # 97.5 % quantile of Student's t with 2 degrees of freedom, from a printed table: 4.303
 
@@ -27,7 +29,7 @@ def played(defense: str | None, attack: str, seed: int, student_acc: float, **ch
     """A made-up cell that is done; `student_val_acc`, other metrics and other fields by name."""
     metrics = {"student_acc": student_acc, "student_val_acc": changes.pop("val", student_acc)}
     if defense:
-        metrics |= {"victim_acc": changes.pop("victim_acc", 0.96), "queries": 1000, "agreement": 0.9}
+        metrics |= {"victim_acc": changes.pop("victim_acc", 0.96), "queries": 1000, "fidelity": 0.9}
     metrics |= changes.pop("more", {})
     cell = Cell(
         suite="made-up",
@@ -36,12 +38,12 @@ def played(defense: str | None, attack: str, seed: int, student_acc: float, **ch
         classes=10,
         victim="big",
         student="small",
-        defense=Player(defense, defense, {}, "made up") if defense else None,
-        attack=Player(attack, attack, {}, "made up"),
+        defense=MethodRecord(defense, defense, {}, "made up") if defense else None,
+        attack=MethodRecord(attack, attack, {}, "made up"),
         adaptive=False,
         seed=seed,
-        threat={"answers": "probs", "budget": None, "data": 1.0, "labels": True, "topk": 5},
-        owned={"fraction": 1.0, "seed": 0},
+        scenario={"access": "probs", "budget": None, "data": 1.0, "labels": True, "topk": 5},
+        subset={"fraction": 1.0, "seed": 0},
         tolerance=0.02,
         status=Status.DONE,
         metrics=metrics,
@@ -60,15 +62,15 @@ def ended(cells: Iterable[Cell], status: Status, reason: str = "") -> list[Cell]
     return [replace(c, status=status, reason=reason, metrics=c.metrics if kept else {}) for c in cells]
 
 
-def only(cells: Iterable[Cell]) -> Standings:
+def only(cells: Iterable[Cell]) -> Study:
     """The standings of the one student."""
-    (found,) = standings(cells)
+    (found,) = studies(cells)
     return found
 
 
-def entries(cells: Iterable[Cell]) -> dict[str, Entry]:
+def entries(cells: Iterable[Cell]) -> dict[str, DefenseRow]:
     """The board's entries by the defense's label, in the board's order."""
-    return {entry.defense.label: entry for entry in only(cells).entries()}
+    return {entry.defense.name: entry for entry in only(cells).rows()}
 
 
 def rows(board: Board, table: str) -> list[Row]:
@@ -107,7 +109,7 @@ def matrix(more: Mapping[str, float] = ROBUST) -> list[Cell]:
         cells += over_seeds(defense, "kd", [0.9 - 0.05 * index + d for d in digits], **loss)
         cells += over_seeds(defense, "hard-label", [0.85 - 0.01 * index - d for d in digits], **loss)
         weights = over_seeds(
-            defense, "inversion", [0.7 + d for d in digits], owned={"fraction": 0.0, "seed": 0}, **loss
+            defense, "inversion", [0.7 + d for d in digits], subset={"fraction": 0.0, "seed": 0}, **loss
         )
         cells += ended(weights, Status.BYPASSED) if defense == "stingy" else weights
     cells += ended(over_seeds("nasty", "tuned", [0.5] * 2, adaptive=True), Status.FAILED, "training diverged")
@@ -119,11 +121,11 @@ def matrix(more: Mapping[str, float] = ROBUST) -> list[Cell]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"owned": {}}, ".owned: the field 'fraction' is missing."),
-        ({"owned": {"fraction": "x", "seed": 0}}, ".owned.fraction must be a valid number, not 'x'."),
-        ({"owned": {"fraction": 1, "seed": 0.5}}, ".owned.seed must be a valid integer, not 0.5."),
-        ({"metrics": {"agreement": 1, "student_acc": float("nan")}}, ".metrics.student_acc must be a finite number, not nan."),
-        ({"metrics": {"agreement": 1, "student_acc": None}}, ".metrics.student_acc must be a finite number, not None."),
+        ({"subset": {}}, ".owned: the field 'fraction' is missing."),
+        ({"subset": {"fraction": "x", "seed": 0}}, ".owned.fraction must be a valid number, not 'x'."),
+        ({"subset": {"fraction": 1, "seed": 0.5}}, ".owned.seed must be a valid integer, not 0.5."),
+        ({"metrics": {"fidelity": 1, "student_acc": float("nan")}}, ".metrics.student_acc must be a finite number, not nan."),
+        ({"metrics": {"fidelity": 1, "student_acc": None}}, ".metrics.student_acc must be a finite number, not None."),
         ({"seconds": {"steal": float("inf")}}, ".seconds.steal must be a finite number, not inf."),
         ({"metrics": 3}, ".metrics must be an object, not 3."),
     ],
@@ -148,7 +150,7 @@ def test_an_interval_is_students_t() -> None:
     assert found is not None
     assert found.mean == pytest.approx(0.32 / 3)
     # deviations -2/300, -8/300, 10/300: their squares sum to 168/90000, so the variance is 84/90000
-    assert found.half == pytest.approx(T_2 * (84 / 90000) ** 0.5 / 3**0.5)
+    assert found.half_width == pytest.approx(T_2 * (84 / 90000) ** 0.5 / 3**0.5)
     assert found.n == 3
 
 
@@ -180,7 +182,7 @@ def test_protection_is_the_same_attack_on_none_minus_here() -> None:
     protection = found.protection(found.matches["nasty", "kd"])
     assert protection is not None
     assert protection.mean == pytest.approx(0.32 / 3)
-    assert protection.half == pytest.approx(T_2 * (84 / 90000) ** 0.5 / 3**0.5)
+    assert protection.half_width == pytest.approx(T_2 * (84 / 90000) ** 0.5 / 3**0.5)
     assert entries(cells)["nasty"].protection == protection
     assert entries(cells)["none"].protection == Estimate(0.0, 0.0, 3)
 
@@ -209,7 +211,7 @@ def test_the_best_response_is_chosen_on_validation_data_and_told_by_its_test_acc
     cells += over_seeds("nasty", "kd", [0.85] * 3, val=0.80) + over_seeds("nasty", "tuned", [0.82] * 3, val=0.84)
     entry = entries(cells)["nasty"]
     assert entry.best is not None
-    assert entry.best.attack.label == "tuned"
+    assert entry.best.attack.name == "tuned"
     (row,) = [row for row in rows(accuracy_board(cells), "ranking") if row["defense"] == "nasty"]
     assert row["student_acc"] == Estimate(0.82, 0.0, 3)
     assert row["protection"] == Estimate(0.08, 0.0, 3)
@@ -222,7 +224,7 @@ def test_an_attack_that_went_past_the_defense_is_not_scored_on_either_side() -> 
     cells += over_seeds("none", "kd", [0.90] * 3) + over_seeds("stingy", "kd", [0.85] * 3)
     entry = entries(cells)["stingy"]
     assert entry.best is not None
-    assert entry.best.attack.label == "kd"
+    assert entry.best.attack.name == "kd"
     # 0.10 would credit the defense with the theft by inversion that it did nothing against
     assert entry.protection == Estimate(0.05, 0.0, 3)
     assert "bypassed: inversion" in entry.marks
@@ -250,8 +252,8 @@ def test_a_defense_outside_the_tolerance_stands_below_the_line() -> None:
     found = entries(cells)
     assert list(found) == ["stingy", "none", "nasty"]
     assert [entry.rank for entry in found.values()] == [1, 2, None]
-    assert found["stingy"].standing is Standing.RANKED  # a loss of exactly the tolerance is inside
-    assert found["nasty"].standing is Standing.LOSSY
+    assert found["stingy"].standing is RankStatus.RANKED  # a loss of exactly the tolerance is inside
+    assert found["nasty"].standing is RankStatus.LOSSY
     lines = render(accuracy_board(cells), "md").splitlines()
     line = next(index for index, text in enumerate(lines) if "below the line: loss above 2 points" in text)
     assert "nasty" in lines[line + 1]
@@ -270,12 +272,12 @@ def test_defenses_are_sorted_by_rank_then_protection_then_label() -> None:
 
 def test_net_gain_is_over_the_baseline_that_validation_chose_on_the_same_part_of_the_data() -> None:
     tenth = {"fraction": 0.1, "seed": 4}
-    cells = over_seeds("none", "kd", [0.90, 0.92]) + over_seeds("none", "partial", [0.70, 0.72], owned=tenth)
+    cells = over_seeds("none", "kd", [0.90, 0.92]) + over_seeds("none", "partial", [0.70, 0.72], subset=tenth)
     cells += over_seeds(None, "cross-entropy", [0.88, 0.91], val=0.80)
     cells += over_seeds(None, "label-smoothing", [0.85, 0.86], val=0.81)
-    cells += over_seeds(None, "cross-entropy", [0.60, 0.64], owned=tenth)
+    cells += over_seeds(None, "cross-entropy", [0.60, 0.64], subset=tenth)
     found = only(cells)
-    gains = {attack: found.net_gain(found.matches["none", attack]) for attack in ("kd", "partial")}
+    gains = {attack: found.gain(found.matches["none", attack]) for attack in ("kd", "partial")}
     assert gains["kd"] is not None
     assert gains["kd"].mean == pytest.approx((0.05 + 0.06) / 2)
     assert gains["partial"] is not None
@@ -285,15 +287,15 @@ def test_net_gain_is_over_the_baseline_that_validation_chose_on_the_same_part_of
 
 
 def test_a_thief_without_data_is_compared_with_guessing() -> None:
-    found = only(over_seeds("none", "inversion", [0.65, 0.75], owned={"fraction": 0.0, "seed": 0}))
-    gain = found.net_gain(found.matches["none", "inversion"])
+    found = only(over_seeds("none", "inversion", [0.65, 0.75], subset={"fraction": 0.0, "seed": 0}))
+    gain = found.gain(found.matches["none", "inversion"])
     assert gain is not None
     assert gain.mean == pytest.approx(0.6)
 
 
 def test_gain_over_labels_is_over_the_hard_label_thief_of_the_same_defense_and_data() -> None:
     cells = over_seeds("nasty", "kd", [0.80, 0.82]) + over_seeds("nasty", "hard-label", [0.78, 0.79])
-    cells += over_seeds("nasty", "partial", [0.8, 0.8], owned={"fraction": 0.1, "seed": 0})
+    cells += over_seeds("nasty", "partial", [0.8, 0.8], subset={"fraction": 0.1, "seed": 0})
     found = only(cells)
     gain = found.gain_over_labels(found.matches["nasty", "kd"])
     assert gain is not None
@@ -305,7 +307,7 @@ def test_gain_over_labels_is_over_the_hard_label_thief_of_the_same_defense_and_d
 def test_without_none_and_baselines_nothing_is_made_up() -> None:
     board = accuracy_board(over_seeds("nasty", "kd", [0.8] * 3))
     (row,) = rows(board, "ranking")
-    assert [row[name] for name in ("rank", "protection", "utility_loss", "net_gain")] == [None] * 4
+    assert [row[name] for name in ("rank", "protection", "utility_loss", "gain")] == [None] * 4
     assert row["student_acc"] == Estimate(0.8, 0.0, 3)
     assert any("'none'" in note for note in board.notes)
     assert any("No baseline" in note for note in board.notes)
@@ -357,7 +359,7 @@ def test_formats_can_be_read_back() -> None:
         assert isinstance(protection, Estimate)
         assert line["defense"] == row["defense"]
         assert float(line["protection"]) == pytest.approx(protection.mean, abs=1e-6)
-        assert float(line["protection_half"]) == pytest.approx(protection.half, abs=1e-6)
+        assert float(line["protection_half"]) == pytest.approx(protection.half_width, abs=1e-6)
         assert line["protection_n"] == "3"
     content = json.loads(render(board, "json"))
     assert content["schema"] == 1
@@ -405,7 +407,7 @@ def test_cells_of_two_benchmarks_are_not_mixed() -> None:
     cells = over_seeds("none", "kd", [0.9] * 2)
     with pytest.raises(KdbenchError, match="dataset_digest"):
         accuracy_board([*cells, replace(cells[0], seed=9, dataset_digest="1")])
-    other = Player("kd", "kd", {"temperature": 20.0}, "made up")
+    other = MethodRecord("kd", "kd", {"temperature": 20.0}, "made up")
     with pytest.raises(KdbenchError, match="'kd' is several things"):
         accuracy_board([*cells, replace(cells[0], seed=9, attack=other)])
 

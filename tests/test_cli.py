@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 import kdbench
 from kdbench import cli, registry
 from kdbench.api import KdbenchError
-from kdbench.runner import suite as suites
-from kdbench.runner.command import Request
+from kdbench.runs.command import Request
+from kdbench.suites import reader as suites
 
 VERBS = sorted(cli.main.commands)
 TINY = [
@@ -349,7 +349,7 @@ def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch) -
     def broken(kind: str | None) -> list[str]:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("kdbench.catalogue.listing", broken)
+    monkeypatch.setattr("kdbench.listing.listing", broken)
     assert isinstance(invoke("list").exception, ZeroDivisionError)
 
 
@@ -357,7 +357,7 @@ def test_an_interruption_says_how_to_go_on_and_is_exit_code_130(monkeypatch: pyt
     def interrupted(suite: str, request: Request) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdbench.runner.command.run", interrupted)
+    monkeypatch.setattr("kdbench.runs.command.run", interrupted)
     monkeypatch.setattr(sys, "argv", ["kdbench", "run", "digits", "--seeds", "1"])
     result = invoke("run", "digits", "--seeds", "1")
     assert result.exit_code == 130
@@ -375,7 +375,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_exit_code_143(monkeypatch: pyt
         finally:
             undone.append(suite)  # as the driver closes its engine
 
-    monkeypatch.setattr("kdbench.runner.command.run", terminated)
+    monkeypatch.setattr("kdbench.runs.command.run", terminated)
     monkeypatch.setattr(sys, "argv", ["kdbench", "run", "digits"])
     result = invoke("run", "digits")
     assert result.exit_code == 143
@@ -389,7 +389,7 @@ def test_the_command_to_go_on_with_can_be_pasted_into_a_shell(monkeypatch: pytes
         raise KeyboardInterrupt
 
     arguments = ["run", "my suite.toml", "--set", 'victim.network="mini-8"', "--out", "a;b"]
-    monkeypatch.setattr("kdbench.runner.command.run", interrupted)
+    monkeypatch.setattr("kdbench.runs.command.run", interrupted)
     monkeypatch.setattr(sys, "argv", ["kdbench", *arguments])
     said = invoke("run").stderr.strip().partition("to go on: ")[2]
     assert shlex.split(said) == ["kdbench", *arguments]
@@ -397,7 +397,7 @@ def test_the_command_to_go_on_with_can_be_pasted_into_a_shell(monkeypatch: pytes
 
 @pytest.mark.parametrize("code", [cli.DONE, cli.SOME_FAILED])
 def test_the_exit_code_is_what_the_run_says(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdbench.runner.command.run", lambda suite, request: code)
+    monkeypatch.setattr("kdbench.runs.command.run", lambda suite, request: code)
     assert invoke("run").exit_code == code
 
 
@@ -432,10 +432,10 @@ def test_options_become_changes_of_the_benchmark_file() -> None:
         changes=("attack.kd.alpha=1.0",),
     )
     suite = suites.load("digits", request.tree())
-    assert [choice.label for choice in suite.defenses] == ["nasty", "stingy"]
-    assert [choice.label for choice in suite.attacks] == ["kd"]
-    assert (suite.dataset.label, suite.students, suite.seeds) == ("blobs", ("mini-8",), (0, 1))
-    assert suite.evasion.level == "none"
+    assert [choice.name for choice in suite.defenses] == ["nasty", "stingy"]
+    assert [choice.name for choice in suite.attacks] == ["kd"]
+    assert (suite.dataset.name, suite.students, suite.seeds) == ("blobs", ("mini-8",), (0, 1))
+    assert suite.robustness.level == "none"
     assert suite.attacks[0].instance.alpha == 1.0
     assert Request().tree() == {}
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from kdbench.api import KdbenchError
-from kdbench.board.results import read
-from kdbench.runner import command, exhibits
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.session import Session
-from kdbench.runner.store import Store, write_json
+from kdbench.engine.store import Store, write_json
+from kdbench.records import read
+from kdbench.runs import command
+from kdbench.runs import network_figures as exhibits
+from kdbench.runs.session import Session
+from kdbench.suites.suite import Suite
 from runs import DIVERGES, ON_NASTY, TINY, Json, Played, Recorder, options
 
 
@@ -30,7 +31,7 @@ def test_a_run_whose_cells_are_done_ends_with_0(
     printed = capsys.readouterr().out
     assert "nasty" in printed
     assert "failed" not in printed
-    assert {c.defense.label for c in read(tmp_path / "out") if c.defense} == {"none", "nasty"}
+    assert {c.defense.name for c in read(tmp_path / "out") if c.defense} == {"none", "nasty"}
 
 
 def test_a_run_in_which_cells_fail_ends_with_1_and_says_how_many_and_why(
@@ -53,12 +54,12 @@ def test_a_dry_run_prints_the_plan_and_plays_nothing(
     assert re.search(r"^to do +harden +harden by nasty, seed 0$", printed, re.MULTILINE)
     assert re.search(r"^cached +train +train the victim, seed 0$", printed, re.MULTILINE)
     assert len(re.findall(r"^to do ", printed, re.MULTILINE)) == 1 + len(ON_NASTY)
-    assert Store(tmp_path / "store").published() == golden.store.published()
+    assert Store(tmp_path / "store").finished() == golden.store.finished()
     assert not (tmp_path / "out").exists()
 
 
 FIGURE = """
-[[published]]
+[[reported]]
 defense = "nasty"
 attack = "kd"
 accuracy = 0.5
@@ -92,7 +93,7 @@ def test_the_status_of_a_run_under_way_says_what_runs(golden: Played, tmp_path: 
     store = Store(tmp_path / "copy" / "store")
     key = golden.cells["none--kd--mini-8--seed0"].keys["steal"]
     store.discard(key)
-    write_json(store.workplace(key) / "progress.json", {"share": 0.25, "text": "epoch 1/4"})
+    write_json(store.checkpoint_folder(key) / "progress.json", {"share": 0.25, "text": "epoch 1/4"})
     lines = command.status(tmp_path / "copy" / "out").splitlines()
     assert lines[0].startswith("stages: 31 of 32 done, ")
     assert lines[1] == "  under way: kd from none, seed 0 25% epoch 1/4"
@@ -129,7 +130,7 @@ def test_results_that_have_no_place_are_refused_before_anything_is_done(
     ):
         command.run(tiny_file, wanted)
     assert (tmp_path / "mine.txt").read_text() == "mine"
-    assert Store(before / "store").published() == golden.store.published()
+    assert Store(before / "store").finished() == golden.store.finished()
 
 
 def test_a_change_is_a_toml_value_or_else_a_string() -> None:

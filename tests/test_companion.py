@@ -15,13 +15,13 @@ from helpers import blobs
 from kdbench import registry
 from kdbench.api import Context, Defense, KdbenchError, Service
 from kdbench.board.report import write_report
-from kdbench.board.results import Status
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.checkpoint import load_tensors
-from kdbench.runner.journal import Journal
-from kdbench.runner.plan import ROLES, Plan, PlannedCell, Stage
-from kdbench.runner.stages import WEIGHTS, Crew, Desk, open_service, run_stage
-from kdbench.runner.store import Store, file_digest
+from kdbench.engine.plan import ROLES, Plan, PlannedCell, Stage
+from kdbench.engine.stage_log import StageLog
+from kdbench.engine.stages import WEIGHTS, FusedStages, Workspace, open_service, run_stage
+from kdbench.engine.store import Store, file_digest
+from kdbench.engine.tensors import load_tensors
+from kdbench.records import Status
+from kdbench.suites.suite import Suite
 from runs import Json, Played, Recorder, cell, numbers, run
 
 REDIRECTION, MISINFORMATION = "gradient-redirection", "adaptive-misinformation"
@@ -40,39 +40,41 @@ DIVERGES: Json = {f"defense.{REDIRECTION}.recipe.lr": 1e30}
 
 def served(plan: Plan, defense: str) -> list[PlannedCell]:
     """The cells of a defense."""
-    return [c for c in plan.cells if c.defense and c.defense.label == defense]
+    return [c for c in plan.cells if c.defense and c.defense.name == defense]
 
 
 def labels(plan: Plan, kind: str) -> list[str]:
-    return [stage.label for stage in plan.stages.values() if stage.kind == kind]
+    return [stage.title for stage in plan.stages.values() if stage.kind == kind]
 
 
 def test_a_defense_with_a_companion_is_equipped_once_for_each_victim(plan: Callable[..., Plan]) -> None:
     """Whatever the number of students and attacks: here are two such defenses and two seeds."""
     found = plan({**EQUIPPED, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
-    assert sorted(labels(found, "equip")) == [
+    assert sorted(labels(found, "auxiliary")) == [
         f"equip {defense}, seed {seed}" for defense in (MISINFORMATION, REDIRECTION) for seed in (0, 1)
     ]
     kinds = Counter(stage.kind for stage in found.stages.values())
-    assert (kinds["train"], kinds["harden"], kinds["equip"]) == (2, 2, 4)
+    assert (kinds["train"], kinds["harden"], kinds["auxiliary"]) == (2, 2, 4)
 
 
 def test_one_without_gets_none(plan: Callable[..., Plan]) -> None:
-    assert labels(plan(), "equip") == []
+    assert labels(plan(), "auxiliary") == []
     found = plan(EQUIPPED)
     for defense in ("none", "stingy"):
-        assert all("equip" not in one.stages for one in served(found, defense))
-    assert not any("equip" in one.stages for one in found.cells if one.defense is None)
+        assert all("auxiliary" not in one.stages for one in served(found, defense))
+    assert not any("auxiliary" in one.stages for one in found.cells if one.defense is None)
 
 
 def test_all_thefts_and_scores_of_the_defense_build_on_its_stage(plan: Callable[..., Plan]) -> None:
     found = plan(EQUIPPED)
     for defense in (REDIRECTION, MISINFORMATION):
-        [key] = {one.stages["equip"] for one in served(found, defense)}
-        above = {one.stages[role] for one in served(found, defense) for role in ("steal", "score", "audit")}
+        [key] = {one.stages["auxiliary"] for one in served(found, defense)}
+        above = {
+            one.stages[role] for one in served(found, defense) for role in ("steal", "evaluate", "evaluate_victim")
+        }
         assert above == {stage.key for stage in found.stages.values() if key in stage.inputs}
-        assert all(found.stages[name].spec["victim"]["companion"] == key for name in above)
-    assert found.stages[cell(found, "stingy", "kd").stages["steal"]].spec["victim"]["companion"] == ""
+        assert all(found.stages[name].spec["victim"]["auxiliary"] == key for name in above)
+    assert found.stages[cell(found, "stingy", "kd").stages["steal"]].spec["victim"]["auxiliary"] == ""
 
 
 def test_a_companion_is_made_for_the_model_that_is_deployed(plan: Callable[..., Plan]) -> None:
@@ -80,13 +82,16 @@ def test_a_companion_is_made_for_the_model_that_is_deployed(plan: Callable[..., 
     for defense, kind in ((REDIRECTION, "train"), (MISINFORMATION, "harden")):
         stages = cell(found, defense, "kd").stages
         assert stages["harden"].split("/")[0] == kind
-        assert found.stages[stages["equip"]].spec["victim"] == stages["harden"]
-        assert set(found.stages[stages["equip"]].inputs) == {found.stages[stages["train"]].inputs[0], stages["harden"]}
+        assert found.stages[stages["auxiliary"]].spec["victim"] == stages["harden"]
+        assert set(found.stages[stages["auxiliary"]].inputs) == {
+            found.stages[stages["train"]].inputs[0],
+            stages["harden"],
+        }
 
 
 def test_a_cell_names_its_stages_in_the_order_in_which_they_can_fail(plan: Callable[..., Plan]) -> None:
     stages = cell(plan(EQUIPPED), MISINFORMATION, "kd").stages
-    assert tuple(stages) == ROLES == ("train", "harden", "equip", "steal", "score", "audit")
+    assert tuple(stages) == ROLES == ("train", "harden", "auxiliary", "steal", "evaluate", "evaluate_victim")
 
 
 @pytest.mark.parametrize(
@@ -111,13 +116,13 @@ def test_a_cell_names_its_stages_in_the_order_in_which_they_can_fail(plan: Calla
 )
 def test_its_key_says_what_it_was_made_by_and_no_more(plan: Callable[..., Plan], change: Json, anew: bool) -> None:
     before, after = (cell(plan(changes), REDIRECTION, "kd").stages for changes in (EQUIPPED, EQUIPPED | change))
-    assert (before["equip"] != after["equip"]) == anew
-    assert before["audit"] != after["audit"] or not anew
+    assert (before["auxiliary"] != after["auxiliary"]) == anew
+    assert before["evaluate_victim"] != after["evaluate_victim"] or not anew
 
 
 def test_a_defense_that_only_equips_its_service_is_bypassed_by_who_has_the_weights(plan: Callable[..., Plan]) -> None:
-    found = plan({**EQUIPPED, "threat.answers": "weights", "attacks": ["kd", "deep-inversion"]})
-    bypassed = {(one.defense.label, one.attack.label) for one in found.cells if one.bypassed and one.defense}
+    found = plan({**EQUIPPED, "scenario.access": "weights", "attacks": ["kd", "deep-inversion"]})
+    bypassed = {(one.defense.name, one.attack.name) for one in found.cells if one.bypassed and one.defense}
     assert bypassed == {("stingy", "deep-inversion"), (REDIRECTION, "deep-inversion")}
 
 
@@ -127,14 +132,14 @@ def test_a_defense_that_only_equips_its_service_is_bypassed_by_who_has_the_weigh
 @pytest.fixture(scope="module")
 def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
     """The tiny suite with two defenses that have a companion; nobody changes this folder."""
-    folder, watcher = tmp_path_factory.mktemp("equipped"), Recorder()
-    return Played(folder, run(tiny(EQUIPPED), folder, watcher), watcher)
+    folder, progress_display = tmp_path_factory.mktemp("equipped"), Recorder()
+    return Played(folder, run(tiny(EQUIPPED), folder, progress_display), progress_display)
 
 
 def test_a_run_with_companions_ends_well(played: Played) -> None:
-    assert played.watcher.problems == {}
+    assert played.progress_display.problems == {}
     assert {one.status for one in played.cells.values()} == {Status.DONE}
-    assert sorted(label for label in played.watcher.labels if label.startswith("equip")) == [
+    assert sorted(label for label in played.progress_display.labels if label.startswith("auxiliary")) == [
         f"equip {MISINFORMATION}, seed 0",
         f"equip {REDIRECTION}, seed 0",
     ]
@@ -142,16 +147,16 @@ def test_a_run_with_companions_ends_well(played: Played) -> None:
 
 def test_the_record_of_a_cell_has_its_stage_and_what_that_cost(played: Played) -> None:
     for name, one in played.cells.items():
-        equipped = name.startswith((REDIRECTION, MISINFORMATION))
-        assert ("equip" in one.keys) == ("equip" in one.seconds) == equipped, name
-        if equipped:
-            assert one.seconds["equip"] == round(played.store.manifest(one.keys["equip"])["seconds"], 3)
+        auxiliary_seconds = name.startswith((REDIRECTION, MISINFORMATION))
+        assert ("auxiliary" in one.keys) == ("auxiliary" in one.seconds) == auxiliary_seconds, name
+        if auxiliary_seconds:
+            assert one.seconds["auxiliary"] == round(played.store.manifest(one.keys["auxiliary"])["seconds"], 3)
 
 
 def test_the_report_says_what_equipping_costs(played: Played, tmp_path: Path) -> None:
     shutil.copytree(played.folder / "out" / "cells", tmp_path / "cells")
     cost = write_report(tmp_path).read_text(encoding="utf-8").partition("## Cost")[2].splitlines()
-    seconds = {one.defense.label: one.seconds for one in played.cells.values() if one.defense}
+    seconds = {one.defense.name: one.seconds for one in played.cells.values() if one.defense}
     trained = [line for line in cost if line.startswith((f"| {REDIRECTION} |", f"| {MISINFORMATION} |"))]
     assert "| Defense | Mean seconds to harden | Mean seconds to equip its service |" in cost
     lying, steering = seconds[MISINFORMATION], seconds[REDIRECTION]
@@ -159,29 +164,29 @@ def test_the_report_says_what_equipping_costs(played: Played, tmp_path: Path) ->
         f"| {MISINFORMATION} | {lying['harden']:,.2f} | {lying['equip']:,.2f} |",
         f"| {REDIRECTION} | – | {steering['equip']:,.2f} |",
     ]
-    total = lying["equip"] + steering["equip"]
+    total = lying["auxiliary"] + steering["auxiliary"]
     assert f"| equip | 2 | {total:,.1f} | {total / 2:,.2f} |" in cost
 
 
 def test_a_run_again_equips_nobody_again(played: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
-    watcher = Recorder()
-    again = run(tiny({**EQUIPPED, "attacks": ["kd"]}), tmp_path, watcher, store=played.folder / "store")
-    assert watcher.labels == []
+    progress_display = Recorder()
+    again = run(tiny({**EQUIPPED, "attacks": ["kd"]}), tmp_path, progress_display, store=played.folder / "store")
+    assert progress_display.labels == []
     assert numbers(again).items() <= numbers(played.cells).items()
 
 
 def test_a_companion_that_fails_costs_the_cells_that_ask_it_and_they_say_why(
     played: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    watcher = Recorder()
-    cells = run(tiny(EQUIPPED | DIVERGES), played.copy(tmp_path), watcher)
+    progress_display = Recorder()
+    cells = run(tiny(EQUIPPED | DIVERGES), played.copy(tmp_path), progress_display)
     reason, whose = "training diverged: the loss was not finite in epoch 0", REDIRECTION
-    assert watcher.problems == {f"equip {whose}, seed 0": reason}
-    thieves = ("hard-label", "kd", "partial-kd")
-    assert watcher.lost == {
+    assert progress_display.problems == {f"equip {whose}, seed 0": reason}
+    attackers = ("hard-label", "kd", "partial-kd")
+    assert progress_display.lost == {
         f"score {whose}, seed 0",
-        *(f"{thief} from {whose}, seed 0" for thief in thieves),
-        *(f"score {thief} on {whose}, seed 0" for thief in thieves),
+        *(f"{attacker} from {whose}, seed 0" for attacker in attackers),
+        *(f"score {attacker} on {whose}, seed 0" for attacker in attackers),
     }
     for name, one in cells.items():
         if name.startswith(whose):
@@ -198,9 +203,9 @@ def test_under_low_precision_a_run_with_companions_ends_well_too(tiny: Callable[
         "attacks": ["kd"],
         "baselines": [],
     }
-    watcher = Recorder()
-    run(tiny(EQUIPPED | changes), tmp_path, watcher)
-    assert watcher.problems == {}
+    progress_display = Recorder()
+    run(tiny(EQUIPPED | changes), tmp_path, progress_display)
+    assert progress_display.problems == {}
 
 
 # What defenses are given
@@ -220,7 +225,7 @@ class Squire(Defense):
 
     seen: ClassVar[Seen] = Seen()
 
-    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+    def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         self.seen.makers.append((model, ctx))
         return ctx.new_student()
 
@@ -237,21 +242,21 @@ class Squire(Defense):
 class Nobody(Squire):
     """Says that it has a companion and makes none."""
 
-    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+    def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         return None
 
 
 class Giant(Squire):
     """Its companion is of another architecture."""
 
-    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+    def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         return ctx.new_student("mini-16")
 
 
 class Broken(Squire):
     """Its companion answers nothing that is a number."""
 
-    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+    def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         made = ctx.new_student()
         nn.init.constant_(next(made.parameters()), torch.inf)
         return made
@@ -275,18 +280,18 @@ class Room:
     folder: Path
     attempts: int = 0
 
-    def desk(self, crew: Crew | None = None) -> Desk:
+    def workspace(self, fused_stages: FusedStages | None = None) -> Workspace:
         self.attempts += 1
         out, work = (self.folder / f"{name}{self.attempts}" for name in ("out", "work"))
         out.mkdir()
         work.mkdir()
-        return Desk(self.store, out, Journal(out, work), "cpu", self.folder, crew)
+        return Workspace(self.store, out, StageLog(out, work), "cpu", self.folder, fused_stages)
 
     def play(self, kind: str, spec: Any) -> Path:
         """The folder that a stage of this specification fills."""
-        desk = self.desk()
-        run_stage(kind, spec, desk)
-        return desk.out
+        workspace = self.workspace()
+        run_stage(kind, spec, workspace)
+        return workspace.out
 
 
 @pytest.fixture
@@ -297,7 +302,7 @@ def room(played: Played, tmp_path: Path) -> Room:
 @pytest.fixture
 def stage(played: Played) -> Callable[[str], Stage]:
     """A stage of the run above by its label."""
-    stages = {stage.label: stage for stage in played.watcher.finished}
+    stages = {stage.title: stage for stage in played.progress_display.finished}
     return lambda label: stages[f"{label}, seed 0"]
 
 
@@ -316,7 +321,7 @@ def test_the_stage_played_here_leaves_the_bits_that_a_worker_left(
     played: Played, room: Room, stage: Callable[[str], Stage], whose: str
 ) -> None:
     equip = stage(f"equip {whose}")
-    files = {path.name: file_digest(path) for path in room.play("equip", equip.spec).iterdir()}
+    files = {path.name: file_digest(path) for path in room.play("auxiliary", equip.spec).iterdir()}
     assert files == played.store.manifest(equip.key)["files"]
     assert WEIGHTS in files
 
@@ -326,12 +331,12 @@ def test_a_companion_is_made_from_the_deployed_model_and_the_owners_images(
     played: Played, room: Room, stage: Callable[[str], Stage], whose: str, deployed: str
 ) -> None:
     label = deployed if whose == REDIRECTION else f"{deployed} {whose}"
-    room.play("equip", as_(stage(f"equip {whose}").spec, "squire"))
+    room.play("auxiliary", as_(stage(f"equip {whose}").spec, "squire"))
     [(model, ctx)] = Squire.seen.makers
     kept = load_tensors(played.store.path(stage(label).key) / WEIGHTS)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
     assert torch.equal(ctx.data.x, blobs().train.x)
-    assert ctx.companion is None
+    assert ctx.auxiliary is None
     assert Squire.seen.servers == []
 
 
@@ -344,7 +349,7 @@ def test_it_draws_other_numbers_and_starts_from_other_weights_than_hardening(
 
     monkeypatch.setattr(Squire, "harden", harden)
     drawn = []
-    for kind, label in (("harden", "harden by"), ("equip", "equip")):
+    for kind, label in (("harden", "harden by"), ("auxiliary", "auxiliary")):
         room.play(kind, as_(stage(f"{label} {MISINFORMATION}").spec, "squire"))
         ctx = Squire.seen.makers[-1][1]
         fresh = torch.cat([weight.detach().flatten() for weight in ctx.new_student().parameters()])
@@ -363,19 +368,19 @@ def test_who_serves_finds_the_kept_companion_in_eval_mode_without_gradients(
     room.play(stage(label).kind, behind(stage(label).spec, "squire"))
     [(model, ctx)] = Squire.seen.servers
     assert Squire.seen.makers == []
-    assert ctx.companion is not None
-    assert ctx.companion is not model
+    assert ctx.auxiliary is not None
+    assert ctx.auxiliary is not model
     kept = load_tensors(played.store.path(stage(f"equip {REDIRECTION}").key) / WEIGHTS)
-    assert all(torch.equal(value, kept[name]) for name, value in ctx.companion.state_dict().items())
-    assert not any(module.training for module in ctx.companion.modules())
-    assert not any(weight.requires_grad for weight in ctx.companion.parameters())
+    assert all(torch.equal(value, kept[name]) for name, value in ctx.auxiliary.state_dict().items())
+    assert not any(module.training for module in ctx.auxiliary.modules())
+    assert not any(weight.requires_grad for weight in ctx.auxiliary.parameters())
 
 
 def test_a_service_without_a_companion_is_handed_none(room: Room, stage: Callable[[str], Stage]) -> None:
     score = stage("score stingy")
-    room.play("score", behind(score.spec, "squire"))
+    room.play("evaluate", behind(score.spec, "squire"))
     [(_, ctx)] = Squire.seen.servers
-    assert ctx.companion is None
+    assert ctx.auxiliary is None
 
 
 @pytest.mark.parametrize(
@@ -388,22 +393,22 @@ def test_a_service_without_a_companion_is_handed_none(room: Room, stage: Callabl
 )
 def test_what_is_no_companion_is_refused(room: Room, stage: Callable[[str], Stage], defense: str, said: str) -> None:
     with pytest.raises(KdbenchError) as caught:
-        room.play("equip", as_(stage(f"equip {REDIRECTION}").spec, defense))
+        room.play("auxiliary", as_(stage(f"equip {REDIRECTION}").spec, defense))
     assert str(caught.value).startswith(said)
 
 
 def test_those_who_are_served_together_share_a_service_only_with_the_same_companion(
     played: Played, room: Room, stage: Callable[[str], Stage]
 ) -> None:
-    theft = stage(f"kd from {REDIRECTION}").spec
-    desk, data = room.desk(Crew()), blobs().train
+    attack_run = stage(f"kd from {REDIRECTION}").spec
+    workspace, data = room.workspace(FusedStages()), blobs().train
     other = stage(f"equip {MISINFORMATION}").key
-    first, again = (open_service(behind(theft, "squire"), desk, data, "attacker") for _ in range(2))
-    second = open_service(behind(theft, "squire", companion=other), desk, data, "attacker")
+    first, again = (open_service(behind(attack_run, "squire"), workspace, data, "attacker") for _ in range(2))
+    second = open_service(behind(attack_run, "squire", auxiliary=other), workspace, data, "attacker")
     assert first == again
     assert first[0] is not second[0]
     assert len(Squire.seen.servers) == 2
-    one, two = (ctx.companion for _, ctx in Squire.seen.servers)
+    one, two = (ctx.auxiliary for _, ctx in Squire.seen.servers)
     assert one is not None
     assert two is not None
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

@@ -15,24 +15,24 @@ from torch import Tensor, nn
 from helpers import blobs, context, playable
 from kdbench import registry
 from kdbench.api import (
-    Answers,
+    Access,
     Attack,
     Context,
     Dataset,
+    DataSubset,
     Defense,
     Images,
     KdbenchError,
     Oracle,
-    Owned,
     Refused,
+    Scenario,
     Service,
-    ThreatModel,
     fit,
 )
 from kdbench.attacks.hard_label import HardLabel
 from kdbench.attacks.kd import KD
 from kdbench.game.fields import build
-from kdbench.game.threat import Meter
+from kdbench.game.threat import QueryCounter
 from kdbench.testing import BrokenContract, check_attack, check_defense
 
 # Registered methods whose defaults are too slow for a test.
@@ -105,10 +105,10 @@ def victim() -> nn.Module:
     return net.requires_grad_(False)
 
 
-def stolen(attack: Attack, defense: Defense, victim: nn.Module, answers: Answers = Answers.PROBS) -> nn.Module:
+def stolen(attack: Attack, defense: Defense, victim: nn.Module, answers: Access = Access.PROBS) -> nn.Module:
     data = blobs().train
     service = defense.serve(victim, context(data))
-    return attack.steal(Oracle(service, ThreatModel(answers=answers), victim), context(data))
+    return attack.steal(Oracle(service, Scenario(access=answers), victim), context(data))
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -118,9 +118,9 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", registry.names("defense"))
 @pytest.mark.parametrize("queries", ["augmented", "once"])
-@pytest.mark.parametrize("answers", [Answers.LABEL, Answers.PROBS])
+@pytest.mark.parametrize("answers", [Access.LABEL, Access.PROBS])
 def test_the_hard_label_thief_is_blind_to_answers_that_leave_the_label(
-    name: str, queries: Literal["augmented", "once"], answers: Answers, victim: nn.Module
+    name: str, queries: Literal["augmented", "once"], answers: Access, victim: nn.Module
 ) -> None:
     defense = method("defense", name)
     deployed = defense.harden(victim, context(blobs().train)).eval()
@@ -200,10 +200,10 @@ class Moody(Defense):
     """Hardens otherwise each time."""
 
     def harden(self, victim: nn.Module, ctx: Context) -> nn.Module:
-        twin = copy.deepcopy(victim)
+        hardened = copy.deepcopy(victim)
         Counter.calls += 1
-        next(twin.parameters()).data.add_(Counter.calls)
-        return twin
+        next(hardened.parameters()).data.add_(Counter.calls)
+        return hardened
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def test_a_defense_that_says_it_keeps_state_may_answer_otherwise_when_asked_agai
 class Lazy(Attack):
     """Returns a fresh student; the laws do not ask for more."""
 
-    needs: ClassVar[Answers] = Answers.LABEL
+    needs: ClassVar[Access] = Access.LABEL
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         return ctx.new_student()
@@ -363,7 +363,7 @@ class Smuggling(Lazy):
 class Asking(Lazy):
     """Says that it needs nothing, and asks."""
 
-    needs: ClassVar[Answers] = Answers.NOTHING
+    needs: ClassVar[Access] = Access.NOTHING
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         oracle(ctx.data.x)
@@ -407,7 +407,7 @@ class Forging(Lazy):
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         cells = [cell.cell_contents for cell in oracle._count.__closure__ or ()]
-        [meter] = [found for found in cells if isinstance(found, Meter)]
+        [meter] = [found for found in cells if isinstance(found, QueryCounter)]
         for _ in range(10):
             oracle(ctx.data.x[:7])
             meter.answered = 0
@@ -444,8 +444,8 @@ def test_an_attack_without_images_of_its_own_can_keep_the_contract() -> None:
     class Blind(Lazy):
         """Owns no images."""
 
-        def owned(self) -> Owned:
-            return Owned(0.0)
+        def data_subset(self) -> DataSubset:
+            return DataSubset(0.0)
 
     check_attack(Blind())
 

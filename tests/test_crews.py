@@ -11,19 +11,19 @@ import pytest
 import torch
 from test_driver import Paper
 
-from kdbench.board.results import Status
-from kdbench.runner import worker
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.executors.local import LocalExecutor
-from kdbench.runner.executors.protocol import State
-from kdbench.runner.matrix import Terms, play
-from kdbench.runner.plan import Numerics, Plan
-from kdbench.runner.stages import Echo
-from kdbench.runner.store import Store
-from kdbench.runner.worker import BUSY, PUBLISHED
+from kdbench.engine import worker
+from kdbench.engine.executors.local import LocalExecutor
+from kdbench.engine.executors.protocol import State
+from kdbench.engine.plan import Numerics, Plan
+from kdbench.engine.scheduler import WorkerOptions, run_stages
+from kdbench.engine.stages import LastAnswerCache
+from kdbench.engine.store import Store
+from kdbench.engine.worker import BUSY, PUBLISHED
+from kdbench.records import Status
+from kdbench.suites.suite import Suite
 from runs import Played, Recorder, publish, run, until
 
-TERMS = Terms("data")
+TERMS = WorkerOptions("data")
 
 
 @pytest.fixture(autouse=True)
@@ -41,18 +41,18 @@ def test_thefts_of_a_kind_go_to_one_worker_but_not_what_another_could_do(
     """Four baselines while the victim is trained, then six thefts for two workers; all other stages one by one."""
     stages, store = plan({"defenses": ["none", "stingy"]}).stages, Store(tmp_path)
     engine = Paper(lambda key, _: publish(store, key))
-    assert play(stages, store, engine, Recorder(), TERMS, stack).problems == {}
+    assert run_stages(stages, store, engine, Recorder(), TERMS, stack).problems == {}
     assert sorted(key for job in engine.jobs for key in job) == sorted(stages)
     assert max(map(len, engine.jobs)) == largest
     for job in engine.jobs:
         assert len(job) == 1 or {stages[key].kind for key in job} == {"steal"}
-        assert len({stages[key].kin for key in job}) == 1
+        assert len({stages[key].fusible_group for key in job}) == 1
 
 
 def test_thefts_by_students_of_different_architectures_are_no_kin(plan: Callable[..., Plan]) -> None:
     stages = plan({"student.networks": ["mini-8", "mini-16"]}).stages.values()
-    assert len({stage.kin for stage in stages if stage.kind == "steal"}) == 2
-    assert {stage.kin for stage in stages if stage.kind != "steal"} == {()}
+    assert len({stage.fusible_group for stage in stages if stage.kind == "steal"}) == 2
+    assert {stage.fusible_group for stage in stages if stage.kind != "steal"} == {()}
 
 
 def test_a_stacked_run_gives_what_one_by_one_does(golden: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
@@ -74,12 +74,17 @@ def test_seconds_of_a_stack_are_shared_and_waiting_is_nobodys(tiny: Callable[...
     start = time.monotonic()
     run(tiny(), tmp_path, stack=100, jobs=1)
     passed, store = time.monotonic() - start, Store(tmp_path / "store")
-    thefts = [store.manifest(key) for key in store.published() if key.startswith("steal")]
-    assert 0 < sum(manifest["work"]["seconds"] for manifest in thefts) < sum(m["seconds"] for m in thefts) < passed
+    attack_runs = [store.manifest(key) for key in store.finished() if key.startswith("steal")]
+    assert (
+        0
+        < sum(manifest["work"]["seconds"] for manifest in attack_runs)
+        < sum(m["seconds"] for m in attack_runs)
+        < passed
+    )
 
 
 @pytest.fixture
-def crew(plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., tuple[Store, list[str]]]:
+def fused_stages(plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., tuple[Store, list[str]]]:
     """A store in which all is done but the thefts from `none`, and their keys."""
 
     def make(changes: dict[str, Any] | None = None) -> tuple[Store, list[str]]:
@@ -87,25 +92,27 @@ def crew(plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., tuple[Store
         base = {"defenses": ["none"], "baselines": ["cross-entropy", "hard-label"], **(changes or {})}
         data = next(iter(plan(base).stages.values()))
         engine = LocalExecutor(store.root, 2)
-        play({data.key: data}, store, engine, Recorder(), TERMS)
+        run_stages({data.key: data}, store, engine, Recorder(), TERMS)
         stages = plan(base, Numerics(stack=8), store.manifest(data.key)["content"]).stages
-        play({k: s for k, s in stages.items() if s.kind == "train"}, store, engine, Recorder(), TERMS)
-        thefts = {key: stage for key, stage in stages.items() if stage.kind == "steal"}
-        for key, stage in thefts.items():
+        run_stages({k: s for k, s in stages.items() if s.kind == "train"}, store, engine, Recorder(), TERMS)
+        attack_runs = {key: stage for key, stage in stages.items() if stage.kind == "steal"}
+        for key, stage in attack_runs.items():
             store.write_spec(
                 key,
-                {"kind": "steal", "spec": stage.spec, "label": stage.label, "data_folder": "data", "profile": False},
+                {"kind": "steal", "spec": stage.spec, "label": stage.title, "data_folder": "data", "profile": False},
             )
-        return store, list(thefts)
+        return store, list(attack_runs)
 
     return make
 
 
-def test_a_theft_that_fails_costs_no_other(crew: Callable[..., tuple[Store, list[str]]]) -> None:
-    store, keys = crew({"threat.budget": 150})  # less than two epochs of questions about 96 images
+def test_a_theft_that_fails_costs_no_other(fused_stages: Callable[..., tuple[Store, list[str]]]) -> None:
+    store, keys = fused_stages({"threat.budget": 150})  # less than two epochs of questions about 96 images
     assert worker.work(str(store.root), *keys) == worker.FAILED
     failed = {key for key in keys if store.failure(key)}
-    asking = {key for key in keys if store.spec(key)["spec"]["victim"] and not store.spec(key)["spec"]["owned"]["seed"]}
+    asking = {
+        key for key in keys if store.spec(key)["spec"]["victim"] and not store.spec(key)["spec"]["subset"]["seed"]
+    }
     assert failed
     assert failed <= asking
     assert {key for key in keys if store.has(key)} == set(keys) - failed
@@ -114,8 +121,8 @@ def test_a_theft_that_fails_costs_no_other(crew: Callable[..., tuple[Store, list
         assert os.listdir(store.root / name) == [], name
 
 
-def test_a_crew_does_what_is_left_and_not_what_others_do(crew: Callable[..., tuple[Store, list[str]]]) -> None:
-    store, keys = crew()
+def test_a_crew_does_what_is_left_and_not_what_others_do(fused_stages: Callable[..., tuple[Store, list[str]]]) -> None:
+    store, keys = fused_stages()
     publish(store, keys[0])
     with store.claim(keys[1]):
         assert worker.work(str(store.root), *keys) == BUSY
@@ -125,11 +132,11 @@ def test_a_crew_does_what_is_left_and_not_what_others_do(crew: Callable[..., tup
 
 
 def test_a_crew_that_is_stopped_keeps_checkpoints_of_all_and_goes_on(
-    crew: Callable[..., tuple[Store, list[str]]],
+    fused_stages: Callable[..., tuple[Store, list[str]]],
 ) -> None:
     """Also with the signal in the middle of what it trains, and alone afterwards."""
     changes = {"student.recipe.epochs": 400, "attacks": ["kd"], "baselines": ["cross-entropy", "hard-label"]}
-    store, keys = crew(changes)
+    store, keys = fused_stages(changes)
     engine = LocalExecutor(store.root, 1)
     [handle] = engine.submit([tuple(keys)])
     until(lambda: len(list((store.root / "work").glob("*/progress.json"))) == len(keys))
@@ -151,7 +158,7 @@ def test_an_echo_answers_a_repeated_question_without_asking_again() -> None:
         asked.append(x)
         return x.flatten(1).log_softmax(1)
 
-    echo, one, other = Echo(service), torch.rand(4, 1, 2, 2), torch.rand(4, 1, 2, 2)
+    echo, one, other = LastAnswerCache(service), torch.rand(4, 1, 2, 2), torch.rand(4, 1, 2, 2)
     for x, times in [(one, 1), (one.clone(), 1), (other, 2), (other[:2], 3), (other, 4), (other, 4)]:
         assert torch.equal(echo(x), service(x))
         asked.pop()

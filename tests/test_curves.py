@@ -17,25 +17,29 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike
 from test_board import ended, files, matrix, only, over_seeds, write_all_cells
 
-from kdbench.board import curves, figures, plots, report
+from kdbench.board import report
 from kdbench.board.intervals import Estimate, estimate
-from kdbench.board.plots import Plot
-from kdbench.board.results import Cell, Player, Status
+from kdbench.board.plots import drawing as plots
+from kdbench.board.plots import curves, figures
+from kdbench.board.plots.drawing import Plot
 from kdbench.board.sweeps import sweeps
-from kdbench.runner.exhibits import FIGURES
+from kdbench.records import Cell, MethodRecord, Status
+from kdbench.runs.network_figures import FIGURES
 
 SERVED = [0.94, 0.95, 0.96]
 OMEGAS = [0.004, 0.01, 0.04, 0.1]
 
 
-def player(method: str, **fields: Any) -> Player:
+def player(method: str, **fields: Any) -> MethodRecord:
     """A method under a label that says its fields."""
-    return Player("+".join([method, *(f"{name}-{value}" for name, value in fields.items())]), method, fields, "made up")
+    return MethodRecord(
+        "+".join([method, *(f"{name}-{value}" for name, value in fields.items())]), method, fields, "made up"
+    )
 
 
-def thefts(defense: Player, attack: Player, accs: Iterable[float], **changes: Any) -> list[Cell]:
+def attack_runs(defense: MethodRecord, attack: MethodRecord, accs: Iterable[float], **changes: Any) -> list[Cell]:
     """One cell a seed."""
-    cells = over_seeds(defense.label, attack.label, accs, **changes)
+    cells = over_seeds(defense.name, attack.name, accs, **changes)
     return [replace(cell, defense=defense, attack=attack) for cell in cells]
 
 
@@ -52,32 +56,32 @@ def omegas() -> list[Cell]:
     """Four omegas of `nasty`, and `none`, against two attacks; a baseline."""
     cells = over_seeds(None, "cross-entropy", [0.80, 0.81, 0.82])
     for attack in (player("kd"), player("hard-label")):
-        cells += thefts(player("none"), attack, [0.90, 0.91, 0.92], victim_acc=0.97)
+        cells += attack_runs(player("none"), attack, [0.90, 0.91, 0.92], victim_acc=0.97)
         for index, omega in enumerate(OMEGAS):
             accs = [0.9 - 0.05 * index + 0.01 * seed * index for seed in range(3)]
-            cells += thefts(player("nasty", omega=omega, tau=4.0), attack, accs, victim_acc=SERVED[index % 3])
+            cells += attack_runs(player("nasty", omega=omega, tau=4.0), attack, accs, victim_acc=SERVED[index % 3])
     return cells
 
 
 def assistants() -> list[Cell]:
     """Three temperatures by two numbers of steps of a defense, judged for robustness."""
-    cells = [c for a in ("kd", "tuned") for c in thefts(player("none"), player(a), [0.9] * 3, more=robust(0))]
+    cells = [c for a in ("kd", "tuned") for c in attack_runs(player("none"), player(a), [0.9] * 3, more=robust(0))]
     for temperature in (1.0, 4.0, 20.0):
         for steps in (1, 2):
             defense = player("assistant", temperature=temperature, steps=steps)
-            cells += thefts(defense, player("kd"), [0.9 - 0.01 * steps] * 3, more=robust(temperature * steps))
-            cells += thefts(defense, player("tuned"), [0.91 - 0.01 * steps] * 3, more=robust(temperature * steps))
+            cells += attack_runs(defense, player("kd"), [0.9 - 0.01 * steps] * 3, more=robust(temperature * steps))
+            cells += attack_runs(defense, player("tuned"), [0.91 - 0.01 * steps] * 3, more=robust(temperature * steps))
     return cells
 
 
-def thieves() -> list[Cell]:
+def attackers() -> list[Cell]:
     """Three temperatures by two alphas of an attack on two defenses; a baseline."""
     cells = over_seeds(None, "cross-entropy", [0.80, 0.81, 0.82])
     for index, defense in enumerate(("none", "nasty")):
         for temperature in (20.0, 1.0, 4.0):
             for alpha in (0.9, 0.1):
                 accs = [0.9 - 0.1 * index - 0.001 * temperature * alpha + 0.01 * seed for seed in range(3)]
-                cells += thefts(player(defense), player("kd", temperature=temperature, alpha=alpha), accs)
+                cells += attack_runs(player(defense), player("kd", temperature=temperature, alpha=alpha), accs)
     return cells
 
 
@@ -182,7 +186,7 @@ def test_two_fields_that_vary_together_are_one_axis() -> None:
 
 
 def test_none_and_three_fields_that_vary_are_no_sweep() -> None:
-    assert sweeps("attack", [player("kd", temperature=4.0), replace(player("kd", temperature=4.0), label="twin")]) == []
+    assert sweeps("attack", [player("kd", temperature=4.0), replace(player("kd", temperature=4.0), name="twin")]) == []
     corner = {"a": 1, "b": 1, "c": 1}
     cube = [player("kd", **corner), *(player("kd", **(corner | {name: 2})) for name in corner)]
     assert sweeps("attack", cube) == []
@@ -203,7 +207,7 @@ def test_a_list_stands_at_its_length_and_words_after_numbers() -> None:
 
 def test_players_that_would_share_a_place_are_no_sweep() -> None:
     assert sweeps("attack", [player("scm", steps=steps) for steps in ([1, 2], [3, 4], [1, 2, 3])]) == []
-    longer = replace(player("nasty", omega=0.1), label="longer", recipe={"epochs": 9})
+    longer = replace(player("nasty", omega=0.1), name="longer", recipe={"epochs": 9})
     assert sweeps("defense", [player("nasty", omega=0.1), player("nasty", omega=0.2), longer]) == []
 
 
@@ -218,7 +222,7 @@ def test_a_hole_in_a_grid_is_no_value() -> None:
     [
         (omegas, ["nasty-omega"]),
         (assistants, ["assistant-temperature"]),
-        (thieves, ["kd-temperature"]),
+        (attackers, ["kd-temperature"]),
         (asking, ["queries"]),
         (sizes, ["students"]),
         (matrix, []),
@@ -259,7 +263,7 @@ def test_bars_are_intervals_and_what_does_not_vary_is_dashed_and_has_a_band() ->
     [upper] = bars(stolen)["kd"].lines[2]
     last = estimate({seed: 0.75 + 0.03 * seed for seed in range(3)})
     assert last is not None
-    assert last.half is not None
+    assert last.half_width is not None
     assert upper.get_segments()[-1][:, 1] == pytest.approx([100 * last.low, 100 * last.high])
     for ax, label, value in ((served, "none", 97.0), (stolen, "no victim", 81.0)):
         line = plain_lines(ax)[label]
@@ -305,7 +309,7 @@ def test_two_fields_of_a_defense_make_a_line_for_each_value_of_the_second() -> N
 
 
 def test_along_two_fields_of_an_attack_there_is_a_panel_for_each_value_of_the_second() -> None:
-    figure = drawn(thieves(), "kd-temperature")
+    figure = drawn(attackers(), "kd-temperature")
     found = panels(figure)
     assert list(found) == ["Stolen accuracy (%), alpha 0.1", "Stolen accuracy (%), alpha 0.9"]
     assert legend(figure) == ["none", "nasty", "no victim, same data"]
@@ -318,8 +322,8 @@ def test_along_two_fields_of_an_attack_there_is_a_panel_for_each_value_of_the_se
 
 
 def test_a_hole_in_the_numbers_leaves_its_neighbours_in_their_places() -> None:
-    gone = player("kd", temperature=4.0, alpha=0.1).label
-    cells = [ended([c], Status.FAILED, "diverged")[0] if c.attack.label == gone else c for c in thieves()]
+    gone = player("kd", temperature=4.0, alpha=0.1).name
+    cells = [ended([c], Status.FAILED, "diverged")[0] if c.attack.name == gone else c for c in attackers()]
     ax = panels(drawn(cells, "kd-temperature"))["Stolen accuracy (%), alpha 0.1"]
     line = bars(ax)["nasty"].lines[0]
     assert line is not None
@@ -354,7 +358,7 @@ def test_of_thefts_only_those_are_drawn_that_none_beats_with_as_many_questions()
 def test_a_budget_is_marked_and_said() -> None:
     [plain_ax] = drawn(asking(), "queries").axes
     assert "budget" not in plain_ax.get_xlabel()
-    limited = [replace(cell, threat=cell.threat | {"budget": 6000}) for cell in asking()]
+    limited = [replace(cell, scenario=cell.scenario | {"budget": 6000}) for cell in asking()]
     [ax] = drawn(limited, "queries").axes
     assert [numbers(line.get_xdata()) for line in ax.get_lines()][2:] == [[6000, 6000]]
     assert "budget" in ax.get_xlabel()
@@ -365,7 +369,7 @@ def test_where_all_ask_alike_there_is_no_curve_of_questions() -> None:
     assert not curves.has_query_counts(only(alike))
     assert "queries" not in [plot.name for plot in plots.plots(alike)]
     several = [
-        replace(c, metrics=c.metrics | {"queries": 7 + 3 * (c.defense.label == "none")}) for c in asking() if c.defense
+        replace(c, metrics=c.metrics | {"queries": 7 + 3 * (c.defense.name == "none")}) for c in asking() if c.defense
     ]
     assert not curves.has_query_counts(only(several)), "what differs between defenses is no choice of the thief"
 
@@ -395,7 +399,7 @@ def wordy() -> list[Cell]:
         cell
         for T in (1.0, 4.0)
         for name in ("none", "adaptive-misinformation", "gradient-redirection", "mad")
-        for cell in thefts(player(name), player("kd", T=T), [0.8, 0.9])
+        for cell in attack_runs(player(name), player("kd", T=T), [0.8, 0.9])
     ]
     return [replace(c, dataset="tiny-imagenet", victim="preresnet-110", student="preresnet-20") for c in cells]
 
@@ -416,7 +420,9 @@ def many() -> list[Cell]:
         cell
         for defense in range(20)
         for T in range(10)
-        for cell in thefts(player(f"defense-{defense:02}"), player("kd", temperature=1000.5 + T), [0.5 + 0.01 * T] * 2)
+        for cell in attack_runs(
+            player(f"defense-{defense:02}"), player("kd", temperature=1000.5 + T), [0.5 + 0.01 * T] * 2
+        )
     ]
 
 
@@ -425,7 +431,7 @@ def boxes(figure: Figure) -> Iterator[tuple[str, Any]]:
     with style.context(["default", figures.STYLE]):
         figure.draw_without_rendering()
     for ax in figure.axes:
-        yield from ((text.get_text(), text.get_window_extent()) for text in (ax.title, ax.xaxis.label, ax.yaxis.label))
+        yield from ((text.get_text(), text.get_window_extent()) for text in (ax.title, ax.xaxis.name, ax.yaxis.name))
         yield from ((text.get_text(), text.get_window_extent()) for text in seen_ticks(ax))
     yield from ((text.get_text(), text.get_window_extent()) for text in figure.texts)
     yield from ((text.get_text(), text.get_window_extent()) for text in figure.legends[0].get_texts())
@@ -434,7 +440,7 @@ def boxes(figure: Figure) -> Iterator[tuple[str, Any]]:
 CURVES = [
     (omegas, "nasty-omega"),
     (assistants, "assistant-temperature"),
-    (thieves, "kd-temperature"),
+    (attackers, "kd-temperature"),
     (asking, "queries"),
     (sizes, "students"),
 ]
@@ -515,5 +521,7 @@ def test_the_report_knows_every_figure_that_can_be_drawn() -> None:
 
 
 def test_no_plot_takes_the_name_of_a_figure() -> None:
-    shown: list[Plot] = [plot for cells in (omegas(), assistants(), thieves(), sizes()) for plot in plots.plots(cells)]
+    shown: list[Plot] = [
+        plot for cells in (omegas(), assistants(), attackers(), sizes()) for plot in plots.plots(cells)
+    ]
     assert not [plot.name for plot in shown if plot.name.startswith(tuple(f"{name}-" for name in report.FIGURES))]

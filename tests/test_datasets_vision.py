@@ -25,10 +25,10 @@ from torchvision import datasets
 
 from kdbench import registry
 from kdbench.api import Dataset, Images, KdbenchError, Split
-from kdbench.board.results import Status
+from kdbench.engine.sources import source_digest
 from kdbench.game.fields import build, plain
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.sources import source_digest
+from kdbench.records import Status
+from kdbench.suites.suite import Suite
 from kdbench.zoo import photos as module
 from kdbench.zoo.imagefolder import ImageFolder
 from kdbench.zoo.photos import Photos

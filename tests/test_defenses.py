@@ -8,7 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import blobs, context
-from kdbench.api import Context, Defense, Diverged, KdbenchError, Split, fit, infer, kd, kd_term, keep_top, soften
+from kdbench.api import (
+    Context,
+    Defense,
+    Diverged,
+    KdbenchError,
+    Split,
+    fit,
+    kd,
+    kd_term,
+    keep_top,
+    predict_logits,
+    soften,
+)
 from kdbench.defenses.adversarial_sparse import AdversarialSparse
 from kdbench.defenses.assistant_distillation import AssistantDistillation
 from kdbench.defenses.nasty import Nasty
@@ -145,7 +157,7 @@ def test_nasty_takes_the_mean_over_the_batch_and_the_sum_over_classes() -> None:
 def test_nasty_is_at_a_stationary_point_of_the_divergence_where_it_equals_its_adversary(
     victim: nn.Module, data: Split
 ) -> None:
-    z = infer(victim, data.x).double().requires_grad_()
+    z = predict_logits(victim, data.x).double().requires_grad_()
     divergence = Nasty().contradiction(z, z.detach())
     near(divergence, 0.0, digits=12)
     near(gradient(divergence, z), torch.zeros_like(z), digits=12)
@@ -158,7 +170,7 @@ def test_nasty_without_omega_is_plain_training(victim: nn.Module, data: Split) -
 def test_nasty_contradicts_more_than_plain_training_does(victim: nn.Module, data: Split) -> None:
     nasty = Nasty(omega=0.5)
     divergence = [
-        nasty.contradiction(infer(net, data.x), infer(victim, data.x))
+        nasty.contradiction(predict_logits(net, data.x), predict_logits(victim, data.x))
         for net in (nasty.harden(victim, context(data, epochs=8)), plain(data, epochs=8))
     ]
     assert divergence[0] > 2 * divergence[1]
@@ -169,7 +181,7 @@ def test_nasty_starts_once_more_with_clipped_gradients_after_a_divergence(victim
     ctx = context(data)
     hardened = wild.harden(victim, ctx)
     assert ctx.log.numbers["guarded"] == 1
-    assert infer(hardened, data.x).isfinite().all()
+    assert predict_logits(hardened, data.x).isfinite().all()
     with pytest.raises(Diverged):
         replace(wild, clip=0.0).harden(victim, context(data))
     calm = context(data)
@@ -301,14 +313,14 @@ def test_ast_exponential_gradient_has_the_weights_one_to_e() -> None:
 
 def test_ast_asks_the_twin_without_gradient_or_trace(data: Split, victim: nn.Module) -> None:
     defense = AdversarialSparse()
-    twin = context(data).new_student()
-    twin.train()
-    before = state(twin)
-    q = defense.sparse(twin, data.x)
+    hardened = context(data).new_student()
+    hardened.train()
+    before = state(hardened)
+    q = defense.sparse(hardened, data.x)
     assert not q.requires_grad
-    assert same(state(twin), before)
-    assert all(module.training for module in twin.modules())
-    torch.testing.assert_close(q, soften(keep_top(infer(twin, data.x), defense.k), defense.temperature))
+    assert same(state(hardened), before)
+    assert all(module.training for module in hardened.modules())
+    torch.testing.assert_close(q, soften(keep_top(predict_logits(hardened, data.x), defense.k), defense.temperature))
 
 
 def test_ast_without_alpha_is_plain_training_batch_norm_included(victim: nn.Module, data: Split) -> None:
@@ -330,7 +342,7 @@ def test_ast_pulls_clean_answers_towards_the_sparse_ones(victim: nn.Module, data
     defense = AdversarialSparse(alpha=0.3, divergence="kl", eps=0.1, iterations=10)
     images = defense.perturb(victim, context(data))
     distance = [
-        defense.distance(infer(net, data.x), defense.sparse(net, images))
+        defense.distance(predict_logits(net, data.x), defense.sparse(net, images))
         for net in (defense.harden(victim, context(data, epochs=8)), plain(data, epochs=8))
     ]
     assert distance[0] < 0.5 * distance[1]
@@ -360,7 +372,9 @@ def test_pgd_in_pixel_space_keeps_to_its_ball_and_raises_the_loss(
     assert images.min() >= 0
     assert images.max() <= 1
     noise = data.x + eps * torch.randn(data.x.shape, generator=torch.Generator().manual_seed(7)).sign()
-    clean, noisy, attacked = (F.cross_entropy(infer(victim, x), data.y) for x in (data.x, noise.clamp(0, 1), images))
+    clean, noisy, attacked = (
+        F.cross_entropy(predict_logits(victim, x), data.y) for x in (data.x, noise.clamp(0, 1), images)
+    )
     assert attacked > max(clean, noisy)
 
 
@@ -440,7 +454,7 @@ def test_defensive_distillation_needs_a_step() -> None:
 
 def test_defensive_distillation_is_served_at_temperature_one(victim: nn.Module, data: Split) -> None:
     answers = AssistantDistillation().serve(victim, context(data))(data.x)
-    torch.testing.assert_close(answers.exp(), infer(victim, data.x).softmax(dim=1))
+    torch.testing.assert_close(answers.exp(), predict_logits(victim, data.x).softmax(dim=1))
 
 
 # What the laws compare with
@@ -469,7 +483,7 @@ def distilled(data: Split, temperature: float, generations: int) -> State:
     start = state(train(ctx.training(epochs=1), fresh, 1.0, answers))
     net = train(ctx, start, temperature, answers)
     for _ in range(generations):
-        answers = (infer(net, data.x) / temperature).softmax(dim=1)
+        answers = (predict_logits(net, data.x) / temperature).softmax(dim=1)
         torch.testing.assert_close(answers.sum(dim=1), torch.ones(len(data)))
         net = train(ctx, start, temperature, answers)
     return state(net)

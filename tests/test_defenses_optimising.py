@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from helpers import blobs, context
 from kdbench import registry
-from kdbench.api import Context, Defense, Log, Oracle, Service, Split, ThreatModel, fit, infer, kl
+from kdbench.api import Context, Defense, Log, Oracle, Scenario, Service, Split, fit, kl, predict_logits
 from kdbench.attacks.hard_label import HardLabel
 from kdbench.attacks.kd import KD
 from kdbench.defenses.gradient_redirection import GradientRedirection, moved, rises
@@ -192,7 +192,7 @@ def test_the_hard_label_thief_gets_the_same_student_as_from_no_defense(
     defense: Defense, victim: nn.Module, data: Split
 ) -> None:
     met, unmet = (
-        HardLabel().steal(Oracle(one.serve(victim, context(data)), ThreatModel(), victim), context(data))
+        HardLabel().steal(Oracle(one.serve(victim, context(data)), Scenario(), victim), context(data))
         for one in (defense, Defense())
     )
     theirs = unmet.state_dict()
@@ -201,10 +201,10 @@ def test_the_hard_label_thief_gets_the_same_student_as_from_no_defense(
 
 def stolen(defense: Defense, victim: nn.Module, data: Split, seed: int = 6) -> float:
     """How far (KL, on test images) a thief that learns nothing but the answers is from the victim."""
-    oracle = Oracle(defense.serve(victim, context(data, epochs=12)), ThreatModel(), victim)
-    thief = KD(temperature=1.0, alpha=1.0).steal(oracle, context(data.without_labels(), epochs=12, seed=seed))
+    oracle = Oracle(defense.serve(victim, context(data, epochs=12)), Scenario(), victim)
+    attacker = KD(temperature=1.0, alpha=1.0).steal(oracle, context(data.without_labels(), epochs=12, seed=seed))
     x = blobs().test.x
-    return float(kl(infer(victim, x).softmax(dim=1), infer(thief, x).log_softmax(dim=1)))
+    return float(kl(predict_logits(victim, x).softmax(dim=1), predict_logits(attacker, x).log_softmax(dim=1)))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_sets_grow_until_so_many_have_been_tried(classes: int, largest: int) -> 
 
 def test_mads_surrogate_has_fresh_weights_and_expects_the_owners_images(victim: nn.Module, data: Split) -> None:
     ctx, ask = context(data), MAD()
-    surrogate = ask.companion(victim, ctx)
+    surrogate = ask.auxiliary(victim, ctx)
     fresh = context(data).new_student()
     for name, weight in fresh.named_parameters():
         assert torch.equal(surrogate.get_parameter(name), weight), name
@@ -365,7 +365,7 @@ def test_mads_surrogate_has_fresh_weights_and_expects_the_owners_images(victim: 
     assert_close(norm.running_mean, seen)
     assert not surrogate.training
 
-    served = ask.serve(victim, replace(context(data), companion=surrogate))(data.x)
+    served = ask.serve(victim, replace(context(data), auxiliary=surrogate))(data.x)
     assert torch.equal(ask.serve(victim, context(data))(data.x), served)
     assert not torch.equal(ask.serve(victim, context(data, seed=3))(data.x), served)
 
@@ -374,8 +374,8 @@ def test_a_deep_fresh_surrogate_that_has_seen_images_is_sure_of_nothing() -> Non
     network = registry.load("model", "preresnet-56")
     x = torch.rand(64, 3, 32, 32, generator=generator(3))
     ctx = replace(context(Split(x, torch.arange(64) % 10, 10)), new_student=lambda: network((3, 32, 32), 10))
-    sure = infer(MAD().companion(nn.Identity(), ctx), x).softmax(dim=1).amax(dim=1)
-    assert infer(network((3, 32, 32), 10).eval(), x).softmax(dim=1).amax(dim=1).mean() > 0.9  # as built
+    sure = predict_logits(MAD().auxiliary(nn.Identity(), ctx), x).softmax(dim=1).amax(dim=1)
+    assert predict_logits(network((3, 32, 32), 10).eval(), x).softmax(dim=1).amax(dim=1).mean() > 0.9  # as built
     assert sure.max() < 0.5
 
 
@@ -433,14 +433,14 @@ def test_the_greedy_redirection_is_the_solution_of_the_linear_programme(classes:
 
 def test_redirection_empties_the_worst_classes_into_the_best() -> None:
     y = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
-    for rise, half, expected in [
+    for rise, half_width, expected in [
         ([0.0, 1.0, 2.0], 0.4, [0.1, 0.3, 0.6]),
         ([1.0, 0.0, 2.0], 0.4, [0.4, 0.0, 0.6]),
         ([9.0, 0.0, 0.0], 0.4, [0.9, 0.0, 0.1]),
         ([9.0, 0.0, 0.0], 1.0, [1.0, 0.0, 0.0]),
     ]:
         wanted = torch.tensor([expected], dtype=torch.float64)
-        torch.testing.assert_close(moved(y, torch.tensor([rise]), half), wanted, rtol=0, atol=1e-15)
+        torch.testing.assert_close(moved(y, torch.tensor([rise]), half_width), wanted, rtol=0, atol=1e-15)
 
 
 def test_an_emptied_class_is_withheld_and_not_nearly_so() -> None:
@@ -471,7 +471,9 @@ def test_the_rises_are_sums_over_the_gradients_of_all_weights(name: str) -> None
 def test_no_answer_of_its_own_moves_the_surrogate(data: Split) -> None:
     net = context(data).new_student().eval().requires_grad_(False)
     rise = rises(net, data.x)
-    torch.testing.assert_close((infer(net, data.x).softmax(1) * rise).sum(1), torch.zeros(96), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        (predict_logits(net, data.x).softmax(1) * rise).sum(1), torch.zeros(96), rtol=0, atol=1e-4
+    )
     assert rise.abs().max() > 0.1
 
 
@@ -479,7 +481,7 @@ def test_a_redirected_thief_raises_its_weights(victim: nn.Module, data: Split) -
     watched = Watched(context(data, epochs=12))
     service = GradientRedirection().serve(victim, watched.ctx)
     (surrogate,) = watched.networks
-    truth = infer(victim, data.x).log_softmax(1)
+    truth = predict_logits(victim, data.x).log_softmax(1)
 
     def rise(log_p: Tensor) -> float:
         """By how much a step of gradient descent on the answers moves the sum of all weights."""
@@ -517,7 +519,7 @@ def test_the_surrogate_learns_the_victims_answers_for_so_many_epochs(
     GradientRedirection(epochs=epochs).serve(victim, watched.ctx)
     (surrogate,) = watched.networks
     assert log.epochs == epochs
-    far = kl(infer(victim, data.x).softmax(1), infer(surrogate, data.x).log_softmax(1))
+    far = kl(predict_logits(victim, data.x).softmax(1), predict_logits(surrogate, data.x).log_softmax(1))
     assert (far < 0.2) == (epochs == 10)
 
 
@@ -583,7 +585,7 @@ def test_an_answer_that_cannot_get_the_lead_it_needs_stays() -> None:
 
 
 def test_guarded_answers_are_less_sure(victim: nn.Module, data: Split) -> None:
-    truth = infer(victim, data.x).softmax(1)
+    truth = predict_logits(victim, data.x).softmax(1)
     guarded = ModelGuardW().serve(victim, context(data))(data.x).exp()
     assert torch.special.entr(guarded).sum(1).mean() > 3 * torch.special.entr(truth).sum(1).mean()
 

@@ -14,11 +14,11 @@ from kdbench.api import (
     Defense,
     KdbenchError,
     Oracle,
+    Scenario,
     Split,
-    ThreatModel,
     fit,
-    infer,
     jensen_shannon,
+    predict_logits,
     soften,
 )
 from kdbench.attacks.hard_label import HardLabel
@@ -80,7 +80,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def accuracy(net: nn.Module, data: Split) -> float:
-    return float((infer(net, data.x).argmax(dim=1) == data.y).float().mean())
+    return float((predict_logits(net, data.x).argmax(dim=1) == data.y).float().mean())
 
 
 def generator(seed: int) -> torch.Generator:
@@ -145,7 +145,7 @@ def test_the_hard_label_thief_gets_the_same_student_as_from_no_defense(
     defense: Defense, victim: nn.Module, data: Split
 ) -> None:
     met, unmet = (
-        HardLabel().steal(Oracle(one.serve(victim, context(data)), ThreatModel(), victim), context(data))
+        HardLabel().steal(Oracle(one.serve(victim, context(data)), Scenario(), victim), context(data))
         for one in (defense, Defense())
     )
     assert same(met, unmet)
@@ -361,7 +361,7 @@ def test_cmim_makes_a_class_answer_alike_and_keeps_the_labels() -> None:
     data, test = images.train, images.test
     victim, hardened = plain(data, epochs=12), CMIM().harden(nn.Identity(), context(data, epochs=12))
     for temperature in (1.0, 4.0, 16.0):
-        before, after = (information(infer(net, test.x) / temperature, test.y) for net in (victim, hardened))
+        before, after = (information(predict_logits(net, test.x) / temperature, test.y) for net in (victim, hardened))
         assert after < 0.75 * before
     assert accuracy(hardened, test) >= accuracy(victim, test) - 0.02
 
@@ -369,7 +369,7 @@ def test_cmim_makes_a_class_answer_alike_and_keeps_the_labels() -> None:
 def test_cmim_tells_how_much_information_is_left(victim: nn.Module, data: Split) -> None:
     ctx = context(data)
     hardened = CMIM().harden(victim, ctx)
-    near(torch.tensor(ctx.log.numbers["information"]), information(infer(hardened, data.x), data.y), digits=6)
+    near(torch.tensor(ctx.log.numbers["information"]), information(predict_logits(hardened, data.x), data.y), digits=6)
 
 
 def test_cmim_without_weight_is_plain_training(victim: nn.Module, data: Split) -> None:
@@ -456,7 +456,7 @@ def exposed(victim: nn.Module, data: Split) -> nn.Module:
 
 
 def confidence(net: nn.Module, x: Tensor) -> Tensor:
-    return infer(net, x).softmax(dim=1).amax(dim=1)
+    return predict_logits(net, x).softmax(dim=1).amax(dim=1)
 
 
 def test_exposure_makes_a_victim_doubt_outliers_and_keeps_the_labels(exposed: nn.Module, victim: nn.Module) -> None:
@@ -474,7 +474,7 @@ def test_the_public_is_told_the_truth_and_lies_go_to_strangers(exposed: nn.Modul
     assert (service(test.x).argmax(dim=1) == test.y).float().mean() > 0.95
     sure = confidence(exposed, strange) > 0.75
     assert 0 < sure.sum() < 0.5 * len(strange)
-    truth = infer(exposed, strange).log_softmax(dim=1)
+    truth = predict_logits(exposed, strange).log_softmax(dim=1)
     torch.testing.assert_close(service(strange)[sure].exp(), truth[sure].exp(), rtol=0, atol=1e-4)
     assert (service(strange).argmax(dim=1) != truth.argmax(dim=1))[~sure].float().mean() > 0.7
 
@@ -489,7 +489,7 @@ def test_a_thief_with_foreign_images_steals_less_under_misinformation(exposed: n
     foreign = replace(data, x=outliers(context(data, seed=4))).without_labels()
 
     def stolen(defense: Defense) -> float:
-        oracle = Oracle(defense.serve(exposed, context(data, epochs=EPOCHS)), ThreatModel(), exposed)
+        oracle = Oracle(defense.serve(exposed, context(data, epochs=EPOCHS)), Scenario(), exposed)
         return accuracy(KD(alpha=1.0).steal(oracle, context(foreign, epochs=EPOCHS, seed=5)), blobs().test)
 
     assert stolen(UNSURE) < stolen(Defense()) - 0.2

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from kdbench.runner.benchmark import with_yardstick
-from kdbench.runner.journal import Journal, Stopped
-from kdbench.runner.matrix import LOST_ATTEMPTS
-from kdbench.runner.plan import Numerics, Stage, data_stage, make_plan
-from kdbench.runner.stages import TENSORS, WEIGHTS, Desk, run_stage
-from kdbench.runner.store import MANIFEST, Store, file_digest, read_json
-from kdbench.runner.suite import load
+from kdbench.engine.plan import Numerics, Stage, data_stage, make_plan
+from kdbench.engine.scheduler import LOST_ATTEMPTS
+from kdbench.engine.stage_log import StageLog, Stopped
+from kdbench.engine.stages import TENSORS, WEIGHTS, Workspace, run_stage
+from kdbench.engine.store import MANIFEST, Store, file_digest, read_json
+from kdbench.suites.reader import load
+from kdbench.suites.suite import with_undefended
 
 SUITE = """
 seeds = 1
@@ -58,7 +58,7 @@ baselines = ["cross-entropy", "label-smoothing", "hard-label"]
 dataset = "blobs"
 
 [threat]
-answers = "weights"
+access = "weights"
 
 [victim]
 network = "mini-8"
@@ -113,43 +113,43 @@ class Bench:
     def publish(self, stage: Stage) -> dict[str, Any]:
         """Play a stage undisturbed and publish it; its manifest."""
         out = self.store.scratch(stage.key)
-        metrics = run_stage(stage.kind, stage.spec, Desk(self.store, out, self.log(out), "cpu", self.folder))
+        metrics = run_stage(stage.kind, stage.spec, Workspace(self.store, out, self.log(out), "cpu", self.folder))
         content = {"content": file_digest(out / TENSORS)} if stage.kind == "data" else {}
         self.store.publish(stage.key, out, {"metrics": metrics, **content})
         return self.store.manifest(stage.key)
 
     def piecemeal(self, stage: Stage) -> tuple[dict[str, float], dict[str, str], int]:
         """Play a stage that is asked to stop all the time, as often as it takes: numbers, digests of files, attempts."""
-        work = self.store.workplace(f"work/{secrets.token_hex(4)}")
+        work = self.store.checkpoint_folder(f"work/{secrets.token_hex(4)}")
         for attempt in range(1, 1000):
             out = self.store.scratch(stage.key)
-            log = Journal(out, work)
+            log = StageLog(out, work)
             log.stop = True
             try:
-                metrics = run_stage(stage.kind, stage.spec, Desk(self.store, out, log, "cpu", self.folder))
+                metrics = run_stage(stage.kind, stage.spec, Workspace(self.store, out, log, "cpu", self.folder))
             except Stopped:
                 continue
             return metrics, {path.name: file_digest(path) for path in out.iterdir()}, attempt
-        raise AssertionError(f"{stage.label} makes no progress")
+        raise AssertionError(f"{stage.title} makes no progress")
 
-    def log(self, out: Path) -> Journal:
-        return Journal(out, self.store.workplace(f"work/{secrets.token_hex(4)}"))
+    def log(self, out: Path) -> StageLog:
+        return StageLog(out, self.store.checkpoint_folder(f"work/{secrets.token_hex(4)}"))
 
 
 def test_every_method_stopped_at_every_checkpoint_leaves_the_same_bits(tmp_path: Path) -> None:
     (tmp_path / "methods.toml").write_text(METHODS)
-    suite = with_yardstick(load(str(tmp_path / "methods.toml")))
+    suite = with_undefended(load(str(tmp_path / "methods.toml")))
     bench = Bench(Store(tmp_path / "store"), tmp_path)
     content = bench.publish(data_stage(suite.dataset))["content"]
     played = 0
     for stage in make_plan(suite, Numerics(), content).stages.values():
-        if stage.kind in ("data", "score") or any(f" from {who}," in stage.label for who in ALIKE):
+        if stage.kind in ("data", "evaluate") or any(f" from {who}," in stage.title for who in ALIKE):
             continue
         whole = bench.publish(stage)
         metrics, files, attempts = bench.piecemeal(stage)
-        assert metrics == whole["metrics"], stage.label
-        assert files == whole["files"], stage.label
-        assert attempts > 3, stage.label  # three epochs, a checkpoint each
+        assert metrics == whole["metrics"], stage.title
+        assert files == whole["files"], stage.title
+        assert attempts > 3, stage.title  # three epochs, a checkpoint each
         played += 1
     assert played == 1 + 4 + 7 * 2 + 2 * 2
 
@@ -245,7 +245,7 @@ class Driver:
 
     def under_way(self) -> list[str]:
         """Unfinished stages that have a checkpoint."""
-        published = {key.replace("/", "-") for key in self.store.published()}
+        published = {key.replace("/", "-") for key in self.store.finished()}
         work = self.store.root / "work"
         return sorted({path.parent.name for path in work.glob("*/part-*.safetensors")} - published)
 
@@ -260,7 +260,7 @@ class Driver:
         """End the driver by a signal when so many stages are finished and another one is at work and has a checkpoint."""
         midst = False
         while not midst:
-            until(lambda: self.over() or (len(self.store.published()) >= stages and bool(self.workers())))
+            until(lambda: self.over() or (len(self.store.finished()) >= stages and bool(self.workers())))
             assert not self.over(), self.ended(0)
             frozen = [self.pid]  # the driver first, so that no worker is started while we look
             os.kill(self.pid, signal.SIGSTOP)
@@ -290,7 +290,7 @@ class Driver:
 
     def tokens(self) -> dict[str, str]:
         """Who has published what."""
-        return {key: self.store.manifest(key)["token"] for key in self.store.published()}
+        return {key: self.store.manifest(key)["token"] for key in self.store.finished()}
 
 
 def send(pid: int, number: signal.Signals) -> bool:
@@ -323,7 +323,7 @@ class Traces:
     @classmethod
     def of(cls, driver: Driver) -> "Traces":
         store, out = driver.store, driver.results
-        keys = sorted(store.published())
+        keys = sorted(store.finished())
         files = {key: {p.name: file_digest(p) for p in store.path(key).iterdir() if p.name != MANIFEST} for key in keys}
         assert {key: store.manifest(key)["files"] for key in keys} == files
         return cls(

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.runner import matrix
-from kdbench.runner.checkpoint import save_state
-from kdbench.runner.executors.protocol import Handle, Report, State
-from kdbench.runner.matrix import LOST_ATTEMPTS, Terms, play
-from kdbench.runner.plan import Plan
-from kdbench.runner.store import Store
-from kdbench.runner.worker import BUSY
+from kdbench.engine import scheduler as matrix
+from kdbench.engine.executors.protocol import Handle, Report, State
+from kdbench.engine.plan import Plan
+from kdbench.engine.scheduler import LOST_ATTEMPTS, WorkerOptions, run_stages
+from kdbench.engine.store import Store
+from kdbench.engine.tensors import save_state
+from kdbench.engine.worker import BUSY
 from runs import DUEL, ON_NASTY, VICTIMS, Recorder, cell, publish
 
-TERMS = Terms("data")
+TERMS = WorkerOptions("data")
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Paper:
 def test_a_worker_that_dies_after_it_has_published_counts_as_done(plan: Callable[..., Plan], tmp_path: Path) -> None:
     store = Store(tmp_path)
     engine = Paper(lambda key, _: publish(store, key) and "the worker was killed by signal 9")
-    outcome = play(plan(DUEL).stages, store, engine, Recorder(), TERMS)
+    outcome = run_stages(plan(DUEL).stages, store, engine, Recorder(), TERMS)
     assert outcome.problems == {}
     assert set(engine.attempts.values()) == {1}
 
@@ -71,7 +71,7 @@ def test_a_worker_that_dies_after_it_has_published_counts_as_done(plan: Callable
 def test_a_worker_that_ends_well_without_publishing_is_not_believed(plan: Callable[..., Plan], tmp_path: Path) -> None:
     stages, store = plan(DUEL).stages, Store(tmp_path)
     engine = Paper(lambda key, _: "the worker ended with exit code 0")
-    outcome = play(stages, store, engine, Recorder(), TERMS)
+    outcome = run_stages(stages, store, engine, Recorder(), TERMS)
     assert set(outcome.problems) == set(stages)
     assert engine.attempts == {next(iter(stages)): LOST_ATTEMPTS}
 
@@ -80,7 +80,7 @@ def test_an_engine_that_does_not_answer_changes_nothing(plan: Callable[..., Plan
     stages, store = plan(DUEL).stages, Store(tmp_path)
     script = (State.QUEUED, State.UNKNOWN, State.UNKNOWN, State.RUNNING, State.UNKNOWN)
     engine = Paper(lambda key, _: publish(store, key), script)
-    assert play(stages, store, engine, Recorder(), TERMS).problems == {}
+    assert run_stages(stages, store, engine, Recorder(), TERMS).problems == {}
     assert engine.attempts == dict.fromkeys(stages, 1)
 
 
@@ -96,7 +96,7 @@ def test_only_a_worker_that_was_busy_is_no_attempt(
         return publish(store, key) if attempt == 2 * LOST_ATTEMPTS else f"the worker ended with exit code {code}"
 
     engine = Paper(act, code=code)
-    outcome = play(stages, store, engine, Recorder(), TERMS)
+    outcome = run_stages(stages, store, engine, Recorder(), TERMS)
     assert engine.attempts[next(iter(stages))] == attempts
     assert bool(outcome.problems) is (code != BUSY)
 
@@ -108,12 +108,12 @@ def test_an_attempt_that_saved_some_of_its_work_is_not_lost(plan: Callable[..., 
 
     def act(key: str, attempt: int) -> str:
         if attempt <= saves:
-            save_state({"epochs": attempt}, path := store.workplace(key) / "part-1.safetensors")
+            save_state({"epochs": attempt}, path := store.checkpoint_folder(key) / "part-1.safetensors")
             os.utime(path, (attempt, attempt))
         return "the worker was killed by signal 9"
 
     engine = Paper(act)
-    outcome = play(stages, store, engine, Recorder(), TERMS)
+    outcome = run_stages(stages, store, engine, Recorder(), TERMS)
     assert engine.attempts == {first: saves + LOST_ATTEMPTS}
     assert outcome.problems[first].startswith("the worker was killed by signal 9, 3 times; its log is ")
 
@@ -121,16 +121,16 @@ def test_an_attempt_that_saved_some_of_its_work_is_not_lost(plan: Callable[..., 
 def test_workers_are_told_what_a_key_means_and_on_which_terms(plan: Callable[..., Plan], tmp_path: Path) -> None:
     stages, store = plan(DUEL).stages, Store(tmp_path)
     engine = Paper(lambda key, _: publish(store, key))
-    outcome = play(stages, store, engine, Recorder(), Terms("images", profile=True))
+    outcome = run_stages(stages, store, engine, Recorder(), WorkerOptions("images", profile=True))
     for key, stage in stages.items():
-        told = {"kind": stage.kind, "label": stage.label, "data_folder": "images", "profile": True}
+        told = {"kind": stage.kind, "label": stage.title, "data_folder": "images", "profile": True}
         assert store.spec(key) == {**told, "spec": stage.spec}
     assert outcome.seconds.keys() == stages.keys()
 
 
 def test_what_builds_on_a_failure_says_what_failed(plan: Callable[..., Plan], tmp_path: Path) -> None:
     found, store = plan(), Store(tmp_path)
-    labels = {key: stage.label for key, stage in found.stages.items()}
+    labels = {key: stage.title for key, stage in found.stages.items()}
 
     def act(key: str, _: int) -> str:
         if labels[key] in ("harden by nasty, seed 0", "kd from stingy, seed 0"):
@@ -138,7 +138,7 @@ def test_what_builds_on_a_failure_says_what_failed(plan: Callable[..., Plan], tm
             return "the worker ended with exit code 1"
         return publish(store, key)
 
-    outcome = play(found.stages, store, Paper(act), Recorder(), TERMS)
+    outcome = run_stages(found.stages, store, Paper(act), Recorder(), TERMS)
     problems = {labels[key]: reason for key, reason in outcome.problems.items()}
     broken = {label: key for key, label in labels.items()}
     harden, steal = broken["harden by nasty, seed 0"], broken["kd from stingy, seed 0"]
@@ -148,12 +148,12 @@ def test_what_builds_on_a_failure_says_what_failed(plan: Callable[..., Plan], tm
         "score kd on stingy, seed 0": f"'kd from stingy, seed 0' failed: {steal} broke",
         **dict.fromkeys(ON_NASTY, f"'harden by nasty, seed 0' failed: {harden} broke"),
     }
-    assert store.published() == found.stages.keys() - outcome.problems.keys()
+    assert store.finished() == found.stages.keys() - outcome.problems.keys()
 
 
 def test_a_failure_reaches_what_builds_on_it_through_others(plan: Callable[..., Plan], tmp_path: Path) -> None:
     """A theft from a hardened model does not name the victim that was hardened."""
-    found, store, watcher = plan(), Store(tmp_path), Recorder()
+    found, store, progress_display = plan(), Store(tmp_path), Recorder()
     victim = cell(found, "nasty", "kd").stages["train"]
 
     def act(key: str, _: int) -> str:
@@ -162,11 +162,11 @@ def test_a_failure_reaches_what_builds_on_it_through_others(plan: Callable[..., 
             return "the worker ended with exit code 1"
         return publish(store, key)
 
-    outcome = play(found.stages, store, Paper(act), watcher, TERMS)
-    failed = {found.stages[key].label.removesuffix(", seed 0") for key in outcome.problems}
+    outcome = run_stages(found.stages, store, Paper(act), progress_display, TERMS)
+    failed = {found.stages[key].title.removesuffix(", seed 0") for key in outcome.problems}
     assert failed == VICTIMS
-    assert {label.removesuffix(", seed 0") for label in watcher.lost} == VICTIMS - {"train the victim"}
-    assert store.published() == found.stages.keys() - outcome.problems.keys()
+    assert {label.removesuffix(", seed 0") for label in progress_display.lost} == VICTIMS - {"train the victim"}
+    assert store.finished() == found.stages.keys() - outcome.problems.keys()
 
 
 def test_an_old_failure_is_forgiven_before_another_attempt(plan: Callable[..., Plan], tmp_path: Path) -> None:
@@ -174,22 +174,22 @@ def test_an_old_failure_is_forgiven_before_another_attempt(plan: Callable[..., P
     for key in stages:
         store.fail(key, {"reason": "yesterday's"})
     engine = Paper(lambda key, attempt: publish(store, key) if attempt == 2 else "the worker was killed by signal 9")
-    assert play(stages, store, engine, Recorder(), TERMS).problems == {}
+    assert run_stages(stages, store, engine, Recorder(), TERMS).problems == {}
     assert os.listdir(store.root / "failures") == []
 
 
 def test_thefts_go_before_scores_that_nothing_waits_for(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    found, store, watcher = plan(), Store(tmp_path), Recorder()
-    play(found.stages, store, Paper(lambda key, _: publish(store, key)), watcher, TERMS)
-    kinds = [stage.kind for stage in watcher.finished]
-    assert kinds.index("score") > max(index for index, kind in enumerate(kinds) if kind == "steal") - 2
+    found, store, progress_display = plan(), Store(tmp_path), Recorder()
+    run_stages(found.stages, store, Paper(lambda key, _: publish(store, key)), progress_display, TERMS)
+    kinds = [stage.kind for stage in progress_display.finished]
+    assert kinds.index("evaluate") > max(index for index, kind in enumerate(kinds) if kind == "steal") - 2
 
 
 def test_the_engine_and_the_display_are_closed_whatever_happens(plan: Callable[..., Plan], tmp_path: Path) -> None:
     def interrupt(key: str, attempt: int) -> str:
         raise KeyboardInterrupt
 
-    engine, watcher = Paper(interrupt), Recorder()
+    engine, progress_display = Paper(interrupt), Recorder()
     with pytest.raises(KeyboardInterrupt):
-        play(plan(DUEL).stages, Store(tmp_path), engine, watcher, TERMS)
-    assert (engine.closed, watcher.closed) == (1, 1)
+        run_stages(plan(DUEL).stages, Store(tmp_path), engine, progress_display, TERMS)
+    assert (engine.closed, progress_display.closed) == (1, 1)

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from helpers import context
 from kdbench import registry
 from kdbench.api import KdbenchError, Split
-from kdbench.board import exhibits as board
-from kdbench.board.exhibits import Maps, Pair, Replies, Sheets
-from kdbench.board.results import Cell, Player
+from kdbench.board.plots import networks as board
+from kdbench.board.plots.networks import ComparedVictims, FeatureMaps, ImageGrids, PredictionBars
 from kdbench.cli import main
 from kdbench.defenses.stingy import Stingy
-from kdbench.runner import exhibits
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.checkpoint import load_tensors, load_weights
-from kdbench.runner.exhibits import FIGURES, Gallery, penultimate
-from kdbench.runner.journal import Journal
-from kdbench.runner.stages import Standardise
-from kdbench.runner.store import Store
+from kdbench.engine.stage_log import StageLog
+from kdbench.engine.stages import Standardise
+from kdbench.engine.store import Store
+from kdbench.engine.tensors import load_tensors, load_weights
+from kdbench.records import Cell, MethodRecord
+from kdbench.runs import network_figures as exhibits
+from kdbench.runs.network_figures import FIGURES, NetworkFigures, penultimate
+from kdbench.suites.suite import Suite
 from runs import Json, Played, Recorder, run
 
 INVERTED = 20
@@ -34,33 +34,33 @@ SHOWN: Json = {
     "precision": "fp32",
     "attacks": ["kd", "deep-inversion"],
     "baselines": [],
-    "threat.answers": "weights",
+    "scenario.access": "weights",
     "attack.deep-inversion.images": INVERTED,
     "attack.deep-inversion.batch": INVERTED,
     "attack.deep-inversion.iterations": 3,
 }
-PAIR = Pair("nasty", "blobs")
+PAIR = ComparedVictims("nasty", "blobs")
 
 
 @pytest.fixture(scope="module")
 def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
     """The tiny suite with an inversion; nobody changes this folder."""
-    folder, watcher = tmp_path_factory.mktemp("shown"), Recorder()
-    return Played(folder, run(tiny(SHOWN), folder, watcher), watcher)
+    folder, progress_display = tmp_path_factory.mktemp("shown"), Recorder()
+    return Played(folder, run(tiny(SHOWN), folder, progress_display), progress_display)
 
 
 @pytest.fixture
-def gallery(played: Played, tmp_path: Path) -> Gallery:
+def figures_of(played: Played, tmp_path: Path) -> NetworkFigures:
     return hung(played, tmp_path)
 
 
-def hung(played: Played, scratch: Path) -> Gallery:
-    return Gallery(played.folder / "out", list(played.cells.values()), played.folder / "store", scratch)
+def hung(played: Played, scratch: Path) -> NetworkFigures:
+    return NetworkFigures(played.folder / "out", list(played.cells.values()), played.folder / "store", scratch)
 
 
-def shown(gallery: Gallery, name: str) -> "dict[str, tuple[object, ...]]":
+def shown(figures_of: NetworkFigures, name: str) -> "dict[str, tuple[object, ...]]":
     """The arguments with which each plot of a figure would be drawn, by the plot's name."""
-    return {plot.name: plot.figure.args for plot in FIGURES[name](gallery)}  # type: ignore[attr-defined]
+    return {plot.name: plot.figure.args for plot in FIGURES[name](figures_of)}  # type: ignore[attr-defined]
 
 
 def asked(played: Played, name: str) -> Cell:
@@ -70,7 +70,7 @@ def asked(played: Played, name: str) -> Cell:
 
 def data(played: Played) -> dict[str, Tensor]:
     """The tensors of the data set."""
-    [key] = [key for key in played.store.published() if key.startswith("data/")]
+    [key] = [key for key in played.store.finished() if key.startswith("data/")]
     return load_tensors(played.store.path(key) / "tensors.safetensors")
 
 
@@ -89,8 +89,10 @@ def files(folder: Path) -> dict[str, bytes]:
 # What is drawn
 
 
-def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(played: Played, gallery: Gallery) -> None:
-    found = shown(gallery, "answers")
+def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(
+    played: Played, figures_of: NetworkFigures
+) -> None:
+    found = shown(figures_of, "answers")
     assert list(found) == ["answers-nasty", "answers-stingy"]
     tensors = data(played)
     first = [int((tensors["test.y"] == label).nonzero()[0]) for label in range(3)]
@@ -102,7 +104,7 @@ def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(pla
         "answers-stingy": Stingy(**asked(played, "stingy").defense.fields).serve(normal, ctx),  # type: ignore[union-attr]
     }
     for name, (replies,) in found.items():
-        assert isinstance(replies, Replies)
+        assert isinstance(replies, PredictionBars)
         assert replies.temperatures == (1, 4)
         figure = board.answers(replies)
         with torch.no_grad():
@@ -115,9 +117,9 @@ def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(pla
                 assert heights == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 
-def test_a_row_shows_its_image_and_names_its_class(gallery: Gallery) -> None:
-    [replies] = shown(gallery, "answers")["answers-nasty"]
-    assert isinstance(replies, Replies)
+def test_a_row_shows_its_image_and_names_its_class(figures_of: NetworkFigures) -> None:
+    [replies] = shown(figures_of, "answers")["answers-nasty"]
+    assert isinstance(replies, PredictionBars)
     figure = board.answers(replies)
     assert len(figure.axes) == 3 * (1 + 2 * 2)
     for row, label in enumerate(replies.labels):
@@ -135,19 +137,21 @@ def test_a_victim_is_asked_at_the_temperature_of_kd_or_at_1_alone(played: Played
 
 def test_the_same_answers_are_not_drawn(played: Played, tmp_path: Path) -> None:
     """A defense that leaves the victim as it is and all its answers too."""
-    honest = [cell for cell in played.cells.values() if cell.defense and cell.defense.label == "none"]
-    twins = [replace(cell, defense=Player("idle", "idle", {}, "made up")) for cell in honest]
-    gallery = Gallery(tmp_path, [*honest, *twins], played.folder / "store", tmp_path)
+    honest = [cell for cell in played.cells.values() if cell.defense and cell.defense.name == "none"]
+    twins = [replace(cell, defense=MethodRecord("idle", "idle", {}, "made up")) for cell in honest]
+    figures_of = NetworkFigures(tmp_path, [*honest, *twins], played.folder / "store", tmp_path)
     for name, lacks in {"answers": "answers otherwise than", "features": "has another network than"}.items():
         with pytest.raises(KdbenchError, match=f"No defense in .* {lacks} 'none'"):
-            FIGURES[name](gallery)
+            FIGURES[name](figures_of)
 
 
-def test_features_are_mapped_where_a_defense_has_a_network_of_its_own(played: Played, gallery: Gallery) -> None:
-    found = shown(gallery, "features")
+def test_features_are_mapped_where_a_defense_has_a_network_of_its_own(
+    played: Played, figures_of: NetworkFigures
+) -> None:
+    found = shown(figures_of, "features")
     assert list(found) == ["features-nasty"]
     [maps] = found["features-nasty"]
-    assert isinstance(maps, Maps)
+    assert isinstance(maps, FeatureMaps)
     assert maps.labels.tolist() == data(played)["test.y"].tolist()
     figure = board.features(maps)
     assert [ax.get_title() for ax in figure.axes] == ["normal", "nasty"]
@@ -167,11 +171,11 @@ def test_at_most_a_thousand_images_are_mapped_and_of_all_classes() -> None:
     assert exhibits._choice(7).tolist() == list(range(7))
 
 
-def test_inverted_images_stand_in_the_row_of_their_class(played: Played, gallery: Gallery) -> None:
-    found = shown(gallery, "inverted")
+def test_inverted_images_stand_in_the_row_of_their_class(played: Played, figures_of: NetworkFigures) -> None:
+    found = shown(figures_of, "inverted")
     assert list(found) == ["inverted-nasty"]
     [sheets] = found["inverted-nasty"]
-    assert isinstance(sheets, Sheets)
+    assert isinstance(sheets, ImageGrids)
     assert sheets.labels.tolist() == [index % 3 for index in range(INVERTED)]
     key = played.cells["nasty--deep-inversion--mini-8--seed0"].keys["steal"]
     picture = matplotlib.image.imread(played.store.path(key) / "inverted.png")
@@ -192,7 +196,7 @@ def test_a_sheet_is_taken_apart_into_the_images_that_it_was_made_of(
     count: int, shape: tuple[int, int, int], tmp_path: Path
 ) -> None:
     x = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
-    Journal(tmp_path, tmp_path).images("inverted", x)
+    StageLog(tmp_path, tmp_path).images("inverted", x)
     tiles = exhibits._tiles(tmp_path / "inverted.png", shape[1:])
     expected = x.expand(count, 3, *shape[1:]).permute(0, 2, 3, 1).numpy()
     assert tiles.shape == expected.shape
@@ -222,12 +226,12 @@ def test_colour_images_of_many_classes_are_drawn_too(classes: int, tmp_path: Pat
     generator = np.random.default_rng(0)
     images, labels = generator.random((4, 32, 32, 3)), np.arange(4) % classes
     said = generator.random((1, 4, classes))
-    figure = board.answers(Replies(PAIR, images, labels, (1.0,), said, said, ""))
+    figure = board.answers(PredictionBars(PAIR, images, labels, (1.0,), said, said, ""))
     figure.savefig(tmp_path / "answers.png")
     assert len(figure.axes) == 4 * 3
     labels = np.arange(300) % classes
     places = generator.random((300, 2))
-    figure = board.features(Maps(PAIR, labels, places, places, ""))
+    figure = board.features(FeatureMaps(PAIR, labels, places, places, ""))
     figure.savefig(tmp_path / "features.png")
     assert len(figure.axes[0].collections) == classes
     assert bool(figure.legends) == (classes == 3)
@@ -320,7 +324,8 @@ def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(playe
 
 
 @pytest.mark.parametrize(
-    ("figure", "role"), [("answers", "audit"), ("answers", "harden"), ("features", "harden"), ("inverted", "steal")]
+    ("figure", "role"),
+    [("answers", "evaluate_victim"), ("answers", "harden"), ("features", "harden"), ("inverted", "steal")],
 )
 def test_a_stage_that_is_not_there_is_named_with_the_command_that_makes_it(
     figure: str, role: str, played: Played, tmp_path: Path
@@ -340,9 +345,9 @@ def test_a_run_without_an_inversion_has_no_inverted_images(golden: Played) -> No
 
 
 def test_a_run_without_a_normal_victim_is_a_mistake(played: Played, tmp_path: Path) -> None:
-    cells = [cell for cell in played.cells.values() if cell.defense and cell.defense.label != "none"]
+    cells = [cell for cell in played.cells.values() if cell.defense and cell.defense.name != "none"]
     with pytest.raises(KdbenchError, match="no finished cell of 'none' with seed 0"):
-        FIGURES["answers"](Gallery(tmp_path, cells, played.folder / "store", tmp_path))
+        FIGURES["answers"](NetworkFigures(tmp_path, cells, played.folder / "store", tmp_path))
 
 
 def test_an_unknown_figure_is_named_with_the_nearest(golden: Played) -> None:

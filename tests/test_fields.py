@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdbench import registry
-from kdbench.api import Answers, Count, KdbenchError, Owned, Recipe, ThreatModel
+from kdbench.api import Access, Count, DataSubset, KdbenchError, Recipe, Scenario
 from kdbench.errors import unknown
+from kdbench.evaluation.adversarial import Robustness
 from kdbench.game.fields import Checked, build, hints, plain
-from kdbench.game.robustness import Evasion
 
 
 class Mood(Enum):
@@ -30,7 +30,7 @@ class Sample(Checked):
     moods: tuple[Mood, ...] = ()
     mood: Mood | None = None
     size: Count | tuple[Count, ...] = 1
-    owned: Owned = field(default_factory=Owned)
+    subset: DataSubset = field(default_factory=DataSubset)
     level: Literal["low", "high"] = "low"
 
 
@@ -55,13 +55,13 @@ def sentence(cls: type, values: dict[str, Any]) -> str:
         (Recipe, "milestones", 3, "here.milestones must be a valid array, not 3."),
         (Recipe, "flip", "yes", "here.flip must be a valid boolean, not 'yes'."),
         (
-            ThreatModel,
+            Scenario,
             "answers",
             "prob",
             "here.answers must be one of nothing, label, topk, probs, weights, not 'prob'.",
         ),
-        (ThreatModel, "budget", "much", "here.budget must be a valid integer, not 'much'."),
-        (Evasion, "cw_inset", 0.5, "here.cw_inset must be less than 0.5, not 0.5."),
+        (Scenario, "budget", "much", "here.budget must be a valid integer, not 'much'."),
+        (Robustness, "cw_inset", 0.5, "here.cw_inset must be less than 0.5, not 0.5."),
         (Sample, "size", "big", "here.size must be a valid integer or a valid array, not 'big'."),
         (Sample, "size", [1, 0], "here.size[1] must be greater than or equal to 1, not [1, 0]."),
     ],
@@ -140,7 +140,7 @@ def test_a_list_becomes_a_tuple() -> None:
 
 def test_no_values_are_the_defaults() -> None:
     assert build(Recipe, {}, "here") == Recipe()
-    assert build(ThreatModel, {}, "here") == ThreatModel()
+    assert build(Scenario, {}, "here") == Scenario()
 
 
 # There and back
@@ -168,8 +168,8 @@ RECIPES = st.builds(
     clip=floats(min_value=0),
 )
 THREATS = st.builds(
-    ThreatModel,
-    answers=st.sampled_from(Answers),
+    Scenario,
+    answers=st.sampled_from(Access),
     topk=st.integers(1),
     budget=st.none() | st.integers(1),
     data=floats(min_value=0, max_value=1),
@@ -178,7 +178,7 @@ THREATS = st.builds(
 
 
 @given(value=RECIPES | THREATS)
-def test_a_value_survives_the_trip_through_json(value: Recipe | ThreatModel) -> None:
+def test_a_value_survives_the_trip_through_json(value: Recipe | Scenario) -> None:
     assert build(type(value), json.loads(json.dumps(plain(value))), "here") == value
 
 
@@ -190,7 +190,9 @@ def test_the_defaults_of_everything_registered_survive_the_trip_through_json(kin
 
 
 def test_a_value_with_parts_survives_the_trip_through_json() -> None:
-    sample = Sample("x", moods=(Mood.WILD, Mood.CALM), mood=Mood.CALM, size=(2, 3), owned=Owned(0.5, 7), level="high")
+    sample = Sample(
+        "x", moods=(Mood.WILD, Mood.CALM), mood=Mood.CALM, size=(2, 3), subset=DataSubset(0.5, 7), level="high"
+    )
     tree = plain(sample)
     assert tree == {
         "name": "x",
@@ -198,15 +200,15 @@ def test_a_value_with_parts_survives_the_trip_through_json() -> None:
         "moods": ["wild", "calm"],
         "mood": "calm",
         "size": [2, 3],
-        "owned": {"fraction": 0.5, "seed": 7},
+        "subset": {"fraction": 0.5, "seed": 7},
         "level": "high",
     }
     assert build(Sample, json.loads(json.dumps(tree)), "here") == sample
 
 
 def test_answers_are_written_by_name() -> None:
-    assert plain(ThreatModel(answers=Answers.TOPK))["answers"] == "topk"
-    assert build(ThreatModel, {"answers": "topk"}, "here").answers is Answers.TOPK
+    assert plain(Scenario(access=Access.TOPK))["answers"] == "topk"
+    assert build(Scenario, {"answers": "topk"}, "here").answers is Access.TOPK
 
 
 def test_what_is_plain_already_stays_as_it_is() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from test_board import ended, over_seeds, played, rows
 
-from kdbench.board.flags import MEANING
-from kdbench.board.leaderboard import accuracy_board, render
-from kdbench.board.results import Cell, Player, Status
+from kdbench.board.boards import accuracy_board, render
+from kdbench.board.warnings import MEANING
+from kdbench.records import Cell, MethodRecord, Status
 
 ROBUST = {
-    "victim_repeat": 1.0,
+    "victim_consistency": 1.0,
     "victim_adv_fgsm": 0.5,
     "victim_adv_square": 0.4,
     "victim_adv_pgd": 0.3,
@@ -36,7 +36,7 @@ def by_seed(metric: str, values: Sequence[float]) -> list[Cell]:
     """`calm` cells in which a metric of `nasty` has these values with seeds 0, 1, …; other seeds are left out."""
     changed = [
         replace(cell, metrics=cell.metrics | {metric: values[cell.seed]})
-        if cell.defense and cell.defense.label == "nasty"
+        if cell.defense and cell.defense.name == "nasty"
         else cell
         for cell in calm()
         if cell.seed < len(values)
@@ -85,27 +85,27 @@ def test_a_best_thief_who_surely_does_worse_than_with_labels_only_is_flagged(lab
 
 def test_the_labels_flag_knows_the_method_and_not_the_label() -> None:
     for label, method, flag in (("cautious", "hard-label", "labels suffice"), ("hard-label", "kd", "")):
-        thief = Player(label, method, {}, "made up")
-        cells = [replace(cell, attack=thief) for cell in over_seeds("nasty", label, [0.93] * 3, more=ROBUST)]
+        attacker = MethodRecord(label, method, {}, "made up")
+        cells = [replace(cell, attack=attacker) for cell in over_seeds("nasty", label, [0.93] * 3, more=ROBUST)]
         assert flagged(calm() + cells)["nasty"] == flag
 
 
 def test_a_loss_above_the_tolerance_is_flagged_and_one_of_exactly_it_is_not() -> None:
     assert flagged(calm(victim_acc=0.939)) == {"none": "", "nasty": "too lossy"}
     assert flagged(calm(victim_acc=0.94)) == {"none": "", "nasty": ""}
-    alone = [cell for cell in calm(victim_acc=0.5) if not cell.defense or cell.defense.label == "nasty"]
+    alone = [cell for cell in calm(victim_acc=0.5) if not cell.defense or cell.defense.name == "nasty"]
     assert flagged(alone) == {"nasty": ""}, "without the reference nothing is known to be lost"
 
 
 def test_repeated_questions_with_other_answers_are_fickle_from_one_seed_on() -> None:
-    assert flagged(by_seed("victim_repeat", [1.0, 0.989, 1.0]))["nasty"] == "fickle"
-    assert flagged(by_seed("victim_repeat", [1.0, 0.99, 1.0]))["nasty"] == ""
-    assert flagged(by_seed("victim_repeat", [0.5]))["nasty"] == "fickle"
+    assert flagged(by_seed("victim_consistency", [1.0, 0.989, 1.0]))["nasty"] == "fickle"
+    assert flagged(by_seed("victim_consistency", [1.0, 0.99, 1.0]))["nasty"] == ""
+    assert flagged(by_seed("victim_consistency", [0.5]))["nasty"] == "fickle"
 
 
 def test_a_service_that_declares_its_state_is_not_fickle() -> None:
-    assert flagged(calm({"victim_repeat": 0.1}))["nasty"] == "fickle"
-    assert flagged(calm({"victim_repeat": 0.1}, stateful=True))["nasty"] == ""
+    assert flagged(calm({"victim_consistency": 0.1}))["nasty"] == "fickle"
+    assert flagged(calm({"victim_consistency": 0.1}, stateful=True))["nasty"] == ""
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_an_uncertain_gain_or_one_of_one_seed_is_no_theft() -> None:
 
 
 def test_a_thief_without_data_steals_what_it_gains_over_guessing() -> None:
-    cells = over_seeds("nasty", "inversion", [0.15, 0.16, 0.17], owned={"fraction": 0.0, "seed": 0})
+    cells = over_seeds("nasty", "inversion", [0.15, 0.16, 0.17], subset={"fraction": 0.0, "seed": 0})
     assert flagged(cells) == {"nasty": "still stolen"}
     assert flagged([replace(cell, classes=5) for cell in cells]) == {"nasty": ""}
 
@@ -168,9 +168,9 @@ def test_a_thief_without_data_steals_what_it_gains_over_guessing() -> None:
 def test_who_steals_is_looked_for_among_all_thieves_and_named_where_the_flag_is_explained() -> None:
     """`kd` is the best response on validation data, and gains nothing."""
     cells = calm(alone=0.82)
-    for thief, acc in (("lucky", 0.84), ("luckier", 0.86), ("luckless", 0.70)):
+    for attacker, acc in (("lucky", 0.84), ("luckier", 0.86), ("luckless", 0.70)):
         for defense in ("none", "nasty"):
-            cells += over_seeds(defense, thief, [acc + d for d in SEEDS], more=ROBUST | {"student_val_acc": 0.1})
+            cells += over_seeds(defense, attacker, [acc + d for d in SEEDS], more=ROBUST | {"student_val_acc": 0.1})
     cells += over_seeds("stingy", "kd", [0.9 + d for d in SEEDS], more=ROBUST)
     assert flagged(cells) == {"none": "", "nasty": "still stolen", "stingy": "still stolen"}
     [note] = [note for note in accuracy_board(cells).notes if "still stolen" in note]
@@ -190,7 +190,7 @@ def test_a_defense_that_no_attack_was_scored_against_raises_nothing() -> None:
 
 
 def test_flags_stand_in_one_order_with_a_note_for_each_and_for_no_other() -> None:
-    everything = {"victim_repeat": 0.5, "victim_adv_fgsm": 0.1}
+    everything = {"victim_consistency": 0.5, "victim_adv_fgsm": 0.1}
     cells = calm(everything, alone=0.5, victim_acc=0.9)
     cells += over_seeds("nasty", "hard-label", [0.93] * 3, more=ROBUST | everything, victim_acc=0.9)
     assert flagged(cells)["nasty"] == "labels suffice; too lossy; fickle; masked gradients (FGSM); still stolen"
@@ -217,16 +217,18 @@ def test_flags_are_in_every_format() -> None:
 
 
 def test_the_winners_parameters_are_its_fields() -> None:
-    thief = Player("kd", "kd", {"temperature": 4.0, "layers": [1, 2], "queries": "once"}, "made up")
-    [row] = rows(accuracy_board([replace(played("nasty", "kd", 0, 0.8), attack=thief)]), "ranking")
+    attacker = MethodRecord("kd", "kd", {"temperature": 4.0, "layers": [1, 2], "queries": "once"}, "made up")
+    [row] = rows(accuracy_board([replace(played("nasty", "kd", 0, 0.8), attack=attacker)]), "ranking")
     assert row["parameters"] == "temperature 4.0; layers [1, 2]; queries once"
 
 
 def test_what_an_attack_chose_stands_in_the_place_of_what_it_chose_from() -> None:
     fields = {"temperatures": [4.0, 1.0, 20.0], "alphas": [0.9, 0.5], "held_out": 0.1}
-    thief = Player("kd-grid", "kd-grid", fields, "made up")
+    attacker = MethodRecord("kd-grid", "kd-grid", fields, "made up")
     cells = [
-        replace(cell, attack=thief, metrics=cell.metrics | {"steal.chosen_temperature": T, "steal.chosen_alpha": alpha})
+        replace(
+            cell, attack=attacker, metrics=cell.metrics | {"steal.chosen_temperature": T, "steal.chosen_alpha": alpha}
+        )
         for cell, T, alpha in zip(over_seeds("nasty", "kd-grid", [0.8] * 3), (4, 20, 1), (0.9, 0.9, 0.5), strict=True)
     ]
     [row] = rows(accuracy_board(cells), "ranking")

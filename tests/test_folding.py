@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from helpers import playable
 from kdbench import registry
 from kdbench.api import seeded
-from kdbench.game.folding import folded
+from kdbench.training.bn_folding import folded
 
 NETWORKS = playable("model")
 SIDE = 16  # the least that all networks take

@@ -7,28 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.runner import journal
-from kdbench.runner.checkpoint import load_state
-from kdbench.runner.journal import CHECKPOINT_SECONDS, PROGRESS_SECONDS, Journal, Pace, Stopped
+from kdbench.engine import stage_log
+from kdbench.engine.stage_log import CHECKPOINT_SECONDS, PROGRESS_SECONDS, StageLog, Stopped, Throughput
+from kdbench.engine.tensors import load_state
 from runs import Clock, Json
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(journal, "time", made)
+    monkeypatch.setattr(stage_log, "time", made)
     return made
 
 
-def journals(folder: Path) -> Callable[[], Journal]:
+def stage_logs(folder: Path) -> Callable[[], StageLog]:
     """Makes the journals of one attempt after another at one stage."""
     for name in ("out", "work"):
         (folder / name).mkdir()
-    return lambda: Journal(folder / "out", folder / "work")
+    return lambda: StageLog(folder / "out", folder / "work")
 
 
 def test_a_journal_puts_back_numbers_generators_and_the_query_count(tmp_path: Path) -> None:
-    new = journals(tmp_path)
+    new = stage_logs(tmp_path)
     log = new()
     log.generators += [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
     log("loss", 0.25)
@@ -48,7 +48,7 @@ def test_a_journal_puts_back_numbers_generators_and_the_query_count(tmp_path: Pa
 
 
 def test_a_journal_without_a_checkpoint_puts_nothing_back(tmp_path: Path) -> None:
-    log = journals(tmp_path)()
+    log = stage_logs(tmp_path)()
     log.meter.answered = 5
     log.generators.append(torch.Generator().manual_seed(3))
     assert log.load("part-1") is None
@@ -59,7 +59,7 @@ def test_a_journal_without_a_checkpoint_puts_nothing_back(tmp_path: Path) -> Non
 
 
 def test_pieces_of_work_are_kept_apart(tmp_path: Path) -> None:
-    new = journals(tmp_path)
+    new = stage_logs(tmp_path)
     log = new()
     slots = [log.slot(), log.slot()]
     for number, slot in enumerate(slots):
@@ -69,14 +69,14 @@ def test_pieces_of_work_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_only_costs_the_work(tmp_path: Path) -> None:
-    new = journals(tmp_path)
+    new = stage_logs(tmp_path)
     new().save("part-1", {"epochs": 1})
     (tmp_path / "work" / "part-1.safetensors").write_bytes(b"torn")
     assert new().load("part-1") is None
 
 
 def test_a_checkpoint_is_due_when_the_interval_has_passed_since_the_last(tmp_path: Path, clock: Clock) -> None:
-    log = journals(tmp_path)()
+    log = stage_logs(tmp_path)()
     assert not log.due()
     clock.now += CHECKPOINT_SECONDS - 0.1
     assert not log.due()
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_due_when_the_interval_has_passed_since_the_last(tmp_pat
 
 
 def test_a_stage_that_is_asked_to_stop_saves_first_and_then_stops(tmp_path: Path, clock: Clock) -> None:
-    log = journals(tmp_path)()
+    log = stage_logs(tmp_path)()
     log.stop = True
     log.progress(0.5, "there is something to save")
     assert log.due()
@@ -103,7 +103,7 @@ def test_no_method_can_swallow_the_stop() -> None:
 
 
 def test_what_cannot_be_resumed_is_never_saved_and_stops_at_once(tmp_path: Path, clock: Clock) -> None:
-    new = journals(tmp_path)
+    new = stage_logs(tmp_path)
     new().save("part-1", {"epochs": 1})
     log = new()
     log.resumable = False
@@ -118,7 +118,7 @@ def test_what_cannot_be_resumed_is_never_saved_and_stops_at_once(tmp_path: Path,
 
 
 def test_progress_is_told_at_most_twice_a_second(tmp_path: Path, clock: Clock) -> None:
-    log = journals(tmp_path)()
+    log = stage_logs(tmp_path)()
     path = tmp_path / "work" / "progress.json"
     told: list[Json] = []
     for step in range(1, 101):
@@ -131,29 +131,29 @@ def test_progress_is_told_at_most_twice_a_second(tmp_path: Path, clock: Clock) -
 
 
 def test_the_pace_of_a_stage_is_that_of_all_its_trainings(tmp_path: Path) -> None:
-    log = journals(tmp_path)()
+    log = stage_logs(tmp_path)()
     log.timed(100, 2.0, None)
-    assert log.pace == Pace(100, 2.0, 0.0, None)
+    assert log.throughput == Throughput(100, 2.0, 0.0, None)
     log.timed(300, 4.0, 100.0)
     log.timed(600, 5.0, 150.0)
-    assert log.pace == Pace(1000, 11.0, 9.0, 3.0 + 4.0)
+    assert log.throughput == Throughput(1000, 11.0, 9.0, 3.0 + 4.0)
 
 
 def test_a_resumed_stage_counts_what_its_own_attempt_did(tmp_path: Path) -> None:
-    new = journals(tmp_path)
+    new = stage_logs(tmp_path)
     log = new()
     log.timed(100, 2.0, 60.0)
     log.save("part-1", {})
     again = new()
     again.load("part-1")
     again.timed(40, 1.0, None)
-    assert again.pace == Pace(40, 1.0, 0.0, None)
+    assert again.throughput == Throughput(40, 1.0, 0.0, None)
 
 
 def test_pictures_are_kept_and_listed_and_small_ones_enlarged(tmp_path: Path) -> None:
     from PIL import Image
 
-    log = journals(tmp_path)()
+    log = stage_logs(tmp_path)()
     log.images("inverted", torch.rand(9, 1, 8, 8))
     assert log.pictures == ["inverted.png"]
     with Image.open(tmp_path / "out" / "inverted.png") as picture:

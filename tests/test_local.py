@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.runner import worker
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.checkpoint import load_state
-from kdbench.runner.executors.local import LocalExecutor
-from kdbench.runner.executors.protocol import Report, State
-from kdbench.runner.plan import Numerics, make_plan
-from kdbench.runner.store import Store, file_digest
-from kdbench.runner.worker import BUSY, FAILED, PUBLISHED, STOPPED
+from kdbench.engine import worker
+from kdbench.engine.executors.local import LocalExecutor
+from kdbench.engine.executors.protocol import Report, State
+from kdbench.engine.plan import Numerics, make_plan
+from kdbench.engine.store import Store, file_digest
+from kdbench.engine.tensors import load_state
+from kdbench.engine.worker import BUSY, FAILED, PUBLISHED, STOPPED
+from kdbench.suites.suite import Suite
 from runs import DUEL, Played, publish, until
 
 
@@ -29,10 +29,10 @@ def long_stage(tiny: Callable[..., Suite], golden: Played, tmp_path: Path) -> Ca
 
     def make(epochs: int = 10**6) -> tuple[Store, str]:
         store = Store(golden.copy(tmp_path) / "store")
-        [data] = [key for key in store.published() if key.startswith("data/")]
+        [data] = [key for key in store.finished() if key.startswith("data/")]
         found = make_plan(tiny(DUEL | {"victim.recipe.epochs": epochs}), Numerics(), store.manifest(data)["content"])
         [stage] = [stage for stage in found.stages.values() if stage.kind == "train"]
-        store.write_spec(stage.key, {"kind": stage.kind, "spec": stage.spec, "label": "long", "data_folder": "data"})
+        store.write_spec(stage.key, {"kind": stage.kind, "spec": stage.spec, "title": "long", "data_folder": "data"})
         return store, stage.key
 
     return make
@@ -50,7 +50,7 @@ def test_closing_lets_workers_stop_at_a_checkpoint(long_stage: Callable[..., tup
     [worker] = multiprocessing.active_children()
     engine.close()
     assert worker.exitcode == STOPPED
-    assert load_state(store.workplace(key) / "part-1.safetensors")["state"]["epochs"] > 0
+    assert load_state(store.checkpoint_folder(key) / "part-1.safetensors")["state"]["epochs"] > 0
     assert not store.has(key)
     assert store.failure(key) is None
     for name in ("claims", "tmp"):
@@ -61,7 +61,7 @@ def test_closing_kills_workers_that_do_not_stop(
     long_stage: Callable[..., tuple[Store, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, key = long_stage()
-    monkeypatch.setattr("kdbench.runner.executors.local.GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("kdbench.engine.executors.local.GRACE_SECONDS", 0.3)
     engine = LocalExecutor(store.root, 1)
     engine.submit([(key,)])
     until(lambda: under_way(store, key))
@@ -178,7 +178,7 @@ def ending(engine: LocalExecutor, key: str) -> str:
 
 def test_slots_are_taken_and_given_back(long_stage: Callable[..., tuple[Store, str]]) -> None:
     store, key = long_stage()
-    [published] = [other for other in store.published() if other.startswith("train/")]
+    [published] = [other for other in store.finished() if other.startswith("train/")]
     engine = LocalExecutor(store.root, 3)
     assert engine.slots() == 3
     engine.submit([(key,), (published,)])
@@ -189,7 +189,7 @@ def test_slots_are_taken_and_given_back(long_stage: Callable[..., tuple[Store, s
 
 def test_a_worker_on_what_is_published_ends_at_once(golden: Played) -> None:
     engine = LocalExecutor(golden.store.root, 1)
-    key = next(iter(golden.store.published()))
+    key = next(iter(golden.store.finished()))
     before = golden.store.manifest(key)
     assert ending(engine, key) == f"the worker ended with exit code {PUBLISHED}"
     assert golden.store.manifest(key) == before
@@ -212,7 +212,7 @@ def test_a_worker_that_cannot_be_started_is_a_lost_attempt_with_the_reason(
     def fail(*_: object) -> None:
         raise error
 
-    engine, key = LocalExecutor(golden.store.root, 1), next(iter(golden.store.published()))
+    engine, key = LocalExecutor(golden.store.root, 1), next(iter(golden.store.finished()))
     with monkeypatch.context() as patch:
         patch.setattr(ForkServerProcess, "start", fail)
         detail = ending(engine, key)
@@ -229,7 +229,7 @@ def test_what_a_worker_prints_stands_in_its_log(tmp_path: Path) -> None:
 
 def test_workers_run_one_thread_each_whatever_this_process_runs(golden: Played) -> None:
     """A stage's numbers depend on the threads, which the key names; the environment of the driver must not matter."""
-    for key in golden.store.published():
+    for key in golden.store.finished():
         assert golden.store.manifest(key)["spec"]["numerics"]["threads"] == 1
     before = dict(os.environ)
     LocalExecutor(golden.store.root, 1).submit([])

@@ -13,35 +13,35 @@ import pytest
 from safetensors import safe_open
 
 from kdbench.api import KdbenchError
-from kdbench.board.results import Status, read
-from kdbench.runner import matrix
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.matrix import LOST_ATTEMPTS
-from kdbench.runner.plan import Plan, Stage
-from kdbench.runner.stages import WEIGHTS
-from kdbench.runner.store import Store
+from kdbench.engine import scheduler as matrix
+from kdbench.engine.plan import Plan, Stage
+from kdbench.engine.scheduler import LOST_ATTEMPTS
+from kdbench.engine.stages import WEIGHTS
+from kdbench.engine.store import Store
+from kdbench.records import Status, read
+from kdbench.suites.suite import Suite
 from runs import DIVERGES, DUEL, DUEL_STAGES, ON_NASTY, Played, Recorder, digests, numbers, run, until
 
 
 def test_a_played_matrix_has_all_its_cells_done(golden: Played, plan: Callable[..., Plan]) -> None:
     assert set(golden.cells) == {c.name for c in plan().cells}
     assert {c.status for c in golden.cells.values()} == {Status.DONE}
-    assert golden.watcher.begun == [(1, 0), (31, 1)]
-    assert sorted(golden.watcher.labels) == sorted(stage.label for stage in plan().stages.values())
-    assert golden.watcher.closed == 2
+    assert golden.progress_display.begun == [(1, 0), (31, 1)]
+    assert sorted(golden.progress_display.labels) == sorted(stage.title for stage in plan().stages.values())
+    assert golden.progress_display.closed == 2
     for name, found in golden.cells.items():
         expected = {"student_acc", "student_val_acc", "queries"}
-        expected |= set() if name.startswith("baseline") else {"victim_acc", "victim_val_acc", "agreement"}
+        expected |= set() if name.startswith("baseline") else {"victim_acc", "victim_val_acc", "fidelity"}
         assert set(found.metrics) >= expected, name
 
 
 def test_no_more_workers_run_at_once_than_jobs(golden: Played) -> None:
-    assert golden.watcher.most == 2
+    assert golden.progress_display.most == 2
 
 
 def test_no_stage_starts_before_what_it_builds_on_is_there(golden: Played) -> None:
     ended: set[str] = set()
-    for stage in golden.watcher.finished:
+    for stage in golden.progress_display.finished:
         assert set(stage.inputs) <= ended
         ended.add(stage.key)
 
@@ -49,11 +49,11 @@ def test_no_stage_starts_before_what_it_builds_on_is_there(golden: Played) -> No
 def test_a_finished_run_leaves_nothing_but_stages_and_what_they_mean(golden: Played) -> None:
     for name in ("claims", "tmp", "work", "failures"):
         assert os.listdir(golden.store.root / name) == [], name
-    assert len(os.listdir(golden.store.root / "specs")) == len(golden.store.published()) == 32
+    assert len(os.listdir(golden.store.root / "specs")) == len(golden.store.finished()) == 32
 
 
 def test_every_manifest_says_what_when_and_by_what(golden: Played) -> None:
-    for stage in golden.watcher.finished:
+    for stage in golden.progress_display.finished:
         manifest = golden.store.manifest(stage.key)
         assert manifest["key"] == stage.key
         assert manifest["kind"] == stage.kind
@@ -76,10 +76,10 @@ def test_no_file_in_a_store_is_a_pickle(golden: Played) -> None:
 def test_a_matrix_that_is_cached_runs_no_stage_and_gives_the_same_results(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    watcher = Recorder()
-    again = run(tiny(), tmp_path, watcher, store=golden.folder / "store")
-    assert watcher.labels == []
-    assert watcher.begun == [(0, 32)]
+    progress_display = Recorder()
+    again = run(tiny(), tmp_path, progress_display, store=golden.folder / "store")
+    assert progress_display.labels == []
+    assert progress_display.begun == [(0, 32)]
     for path in (tmp_path / "out" / "cells").iterdir():
         assert path.read_bytes() == (golden.folder / "out" / "cells" / path.name).read_bytes()
     assert again == golden.cells
@@ -87,21 +87,21 @@ def test_a_matrix_that_is_cached_runs_no_stage_and_gives_the_same_results(
 
 def test_force_plays_everything_again_but_the_data(golden: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
     golden.copy(tmp_path)
-    watcher = Recorder()
-    again = run(tiny(DUEL), tmp_path, watcher, force=True)
-    assert sorted(watcher.labels) == sorted(DUEL_STAGES[1:])
+    progress_display = Recorder()
+    again = run(tiny(DUEL), tmp_path, progress_display, force=True)
+    assert sorted(progress_display.labels) == sorted(DUEL_STAGES[1:])
     assert numbers(again) == {name: value for name, value in numbers(golden.cells).items() if name in again}
 
 
 def test_a_stage_that_fails_costs_only_what_builds_on_it(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    watcher = Recorder()
-    cells = run(tiny(DIVERGES), golden.copy(tmp_path), watcher)
+    progress_display = Recorder()
+    cells = run(tiny(DIVERGES), golden.copy(tmp_path), progress_display)
     reason = "training diverged: the loss was not finite in epoch 0"
-    assert watcher.labels == ["harden by nasty, seed 0"]
-    assert watcher.problems == {"harden by nasty, seed 0": reason}
-    assert watcher.lost == ON_NASTY
+    assert progress_display.labels == ["harden by nasty, seed 0"]
+    assert progress_display.problems == {"harden by nasty, seed 0": reason}
+    assert progress_display.lost == ON_NASTY
     for name, found in cells.items():
         if name.startswith("nasty--"):
             assert (found.status, found.reason, found.metrics) == (Status.FAILED, reason, {})
@@ -114,10 +114,10 @@ def test_a_failure_is_never_cached(golden: Played, tiny: Callable[..., Suite], t
     golden.copy(tmp_path)
     store, cells = Store(tmp_path / "store"), []
     for _ in range(2):
-        watcher = Recorder()
-        cells.append(run(tiny(DIVERGES), tmp_path, watcher))
-        assert watcher.labels == ["harden by nasty, seed 0"]
-        assert store.published() == golden.store.published()
+        progress_display = Recorder()
+        cells.append(run(tiny(DIVERGES), tmp_path, progress_display))
+        assert progress_display.labels == ["harden by nasty, seed 0"]
+        assert store.finished() == golden.store.finished()
     assert numbers(cells[0]) == numbers(cells[1])
 
 
@@ -137,7 +137,7 @@ def test_an_error_that_nobody_foresaw_is_reported_with_its_traceback(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     store = Store(golden.copy(tmp_path) / "store")
-    [train] = [key for key in store.published() if key.startswith("train/")]
+    [train] = [key for key in store.finished() if key.startswith("train/")]
     (store.path(train) / WEIGHTS).unlink()
     cells = run(tiny(DUEL | {"attack.kd.temperature": 3.0}), tmp_path)
     [found] = cells.values()
@@ -152,12 +152,12 @@ def test_an_error_that_nobody_foresaw_is_reported_with_its_traceback(
 def test_a_cell_that_is_skipped_says_why_and_runs_nothing(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    watcher = Recorder()
-    cells = run(tiny({"attacks": ["deep-inversion"]}), tmp_path, watcher, store=golden.folder / "store")
+    progress_display = Recorder()
+    cells = run(tiny({"attacks": ["deep-inversion"]}), tmp_path, progress_display, store=golden.folder / "store")
     skipped = {name: c.reason for name, c in cells.items() if c.status is Status.SKIPPED}
     reason = "'deep-inversion' needs weights; the suite grants probs"
     assert skipped == {f"{defense}--deep-inversion--mini-8--seed0": reason for defense in ("none", "nasty", "stingy")}
-    assert watcher.labels == []
+    assert progress_display.labels == []
 
 
 def test_results_of_another_matrix_are_not_mixed_in(golden: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ class Killer(Recorder):
     def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
         assert self.store
         for key, (stage, _, _) in running.items():
-            if stage.label == self.victim and self.killed < self.times:
+            if stage.title == self.victim and self.killed < self.times:
                 claim = self.store.root / "claims" / key.replace("/", "-")
                 until(lambda claim=claim: claim.exists() and claim.stat().st_size > 0)  # type: ignore[misc]
                 [worker] = multiprocessing.active_children()
@@ -194,11 +194,11 @@ class Killer(Recorder):
 def test_a_worker_that_is_killed_is_replaced_and_the_result_is_the_same(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path, victim: str
 ) -> None:
-    watcher = Killer(store=Store(tmp_path / "store"), victim=victim, times=LOST_ATTEMPTS - 1)
-    cells = run(tiny(DUEL), tmp_path, watcher, jobs=1)
-    assert watcher.killed == LOST_ATTEMPTS - 1
-    assert watcher.labels.count(victim) == LOST_ATTEMPTS
-    assert watcher.problems == {}
+    progress_display = Killer(store=Store(tmp_path / "store"), victim=victim, times=LOST_ATTEMPTS - 1)
+    cells = run(tiny(DUEL), tmp_path, progress_display, jobs=1)
+    assert progress_display.killed == LOST_ATTEMPTS - 1
+    assert progress_display.labels.count(victim) == LOST_ATTEMPTS
+    assert progress_display.problems == {}
     assert numbers(cells) == {name: numbers(golden.cells)[name] for name in cells}
     assert digests(Store(tmp_path / "store")).items() <= digests(golden.store).items()
     assert os.listdir(tmp_path / "store" / "claims") == []
@@ -208,14 +208,14 @@ def test_a_worker_that_always_dies_becomes_a_failed_stage_that_names_its_log(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "store")
-    watcher = Killer(store=store, victim="kd from none, seed 0", times=100)
-    [found] = run(tiny(DUEL), tmp_path, watcher, jobs=1).values()
-    assert watcher.killed == LOST_ATTEMPTS == 3
+    progress_display = Killer(store=store, victim="kd from none, seed 0", times=100)
+    [found] = run(tiny(DUEL), tmp_path, progress_display, jobs=1).values()
+    assert progress_display.killed == LOST_ATTEMPTS == 3
     log = store.log_path(found.keys["steal"])
     assert found.status is Status.FAILED
     assert found.reason == f"the worker was killed by signal 9 (out of memory?), 3 times; its log is {log}"
     assert log.is_file()
-    assert watcher.lost == {"score kd on none, seed 0"}
+    assert progress_display.lost == {"score kd on none, seed 0"}
     second = Recorder()
     [again] = run(tiny(DUEL), tmp_path, second, jobs=1).values()  # not cached: now that nobody kills it, it is done
     assert set(second.labels) == {"kd from none, seed 0", "score kd on none, seed 0"}
@@ -234,7 +234,7 @@ class Neighbour(Recorder):
         super().started(stage)
         assert self.store
         assert self.other
-        asked = self.labels.count(stage.label)
+        asked = self.labels.count(stage.title)
         if stage.kind == "train" and asked == 1:
             assert self.claims.enter_context(self.store.claim(stage.key)) is not None
         elif stage.kind == "train" and asked == 5:
@@ -249,9 +249,9 @@ def test_a_claim_of_another_driver_is_waited_for_and_its_result_taken(
     """However often it is refused: to be busy is no attempt that was lost."""
     monkeypatch.setattr(matrix, "BUSY_SECONDS", 0.05)
     store = Store(tmp_path / "store")
-    watcher = Neighbour(store=store, other=golden.store)
-    [found] = run(tiny(DUEL), tmp_path, watcher).values()
-    assert watcher.labels.count("train the victim, seed 0") == 5 > LOST_ATTEMPTS
-    assert watcher.problems == {}
+    progress_display = Neighbour(store=store, other=golden.store)
+    [found] = run(tiny(DUEL), tmp_path, progress_display).values()
+    assert progress_display.labels.count("train the victim, seed 0") == 5 > LOST_ATTEMPTS
+    assert progress_display.problems == {}
     assert store.manifest(found.keys["train"])["token"] == golden.store.manifest(found.keys["train"])["token"]
     assert found.metrics == golden.cells[found.name].metrics

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench import catalogue, registry
+from kdbench import listing as catalogue
+from kdbench import registry
 from kdbench.api import KdbenchError, seeded
-from kdbench.board.results import Status
-from kdbench.runner import suite as suites
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.sources import source_digest
+from kdbench.engine.sources import source_digest
+from kdbench.records import Status
+from kdbench.suites import reader as suites
+from kdbench.suites.suite import Suite
 from runs import DUEL, TINY, run
 
 NETS = '''

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from kdbench.api import Answers
+from kdbench.api import Access
+from kdbench.engine.plan import Numerics, Plan, make_plan, stage_key
+from kdbench.engine.store import digest
 from kdbench.game.fields import plain
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.plan import Numerics, Plan, make_plan, stage_key
-from kdbench.runner.store import digest
+from kdbench.suites.suite import Suite
 from runs import ALL_ON, AUDITS, DUEL, SCORES_ON, THEFT_SCORES, THEFTS, VICTIMS, Json, cell
 
 
@@ -24,13 +24,13 @@ def test_every_stage_is_planned_once_however_many_cells_need_it(plan: Callable[.
     """By hand: 3 defenses x (hard-label, kd, partial-kd), and 2 baselines x (all data, half of it)."""
     one = plan()
     assert len(one.cells) == 3 * 3 + 2 * 2
-    assert by_kind(one) == {"data": 1, "train": 1, "harden": 1, "steal": 9 + 4, "score": 9 + 4 + 3}
+    assert by_kind(one) == {"data": 1, "train": 1, "harden": 1, "steal": 9 + 4, "evaluate": 9 + 4 + 3}
     two = plan({"seeds": 2})
     assert len(two.cells) == 2 * len(one.cells)
-    assert by_kind(two) == {"data": 1, "train": 2, "harden": 2, "steal": 26, "score": 32}
+    assert by_kind(two) == {"data": 1, "train": 2, "harden": 2, "steal": 26, "evaluate": 32}
     students = plan({"student.networks": ["mini-8", "mini-16"]})
-    assert by_kind(students) == {"data": 1, "train": 1, "harden": 1, "steal": 26, "score": 26 + 3}
-    assert by_kind(plan(DUEL)) == {"data": 1, "train": 1, "steal": 1, "score": 2}
+    assert by_kind(students) == {"data": 1, "train": 1, "harden": 1, "steal": 26, "evaluate": 26 + 3}
+    assert by_kind(plan(DUEL)) == {"data": 1, "train": 1, "steal": 1, "evaluate": 2}
 
 
 def test_a_method_that_is_a_baseline_and_an_attack_is_played_once(plan: Callable[..., Plan]) -> None:
@@ -50,7 +50,7 @@ def test_stages_come_after_what_they_build_on_and_name_exactly_that(plan: Callab
 
 def test_a_key_is_made_of_the_whole_specification(plan: Callable[..., Plan]) -> None:
     """Whatever parts the planner shares between stages: the key of each is that of its specification in clear."""
-    stages = plan({"seeds": 2, "student.networks": ["mini-8", "mini-16"], "threat.answers": "weights"}).stages
+    stages = plan({"seeds": 2, "student.networks": ["mini-8", "mini-16"], "scenario.access": "weights"}).stages
     for key, stage in stages.items():
         written = json.loads(json.dumps(plain(stage.spec)))
         assert key == stage.key == stage_key(stage.kind, {name: digest(value) for name, value in written.items()})
@@ -77,11 +77,11 @@ def test_stages_have_labels_of_their_own(plan: Callable[..., Plan]) -> None:
         "attack.other-half": {"method": "partial-kd", "fraction": 0.5, "subset_seed": 1},
     }
     stages = plan(changes).stages.values()
-    assert len({stage.label for stage in stages}) == len(stages)
+    assert len({stage.title for stage in stages}) == len(stages)
 
 
 def test_a_grant_that_reveals_the_first_few_classes_has_their_number_in_its_keys(plan: Callable[..., Plan]) -> None:
-    few, many = (plan({"threat.answers": "topk", "threat.topk": count}) for count in (2, 5))
+    few, many = (plan({"scenario.access": "topk", "threat.topk": count}) for count in (2, 5))
     assert cell(few, "none", "kd").threat.topk == 2
     assert cell(few, "none", "kd").stages["steal"] != cell(many, "none", "kd").stages["steal"]
     assert cell(few, None, "cross-entropy").stages == cell(many, None, "cross-entropy").stages
@@ -98,13 +98,13 @@ def test_none_and_a_defense_that_only_serves_deploy_the_victim_itself(plan: Call
     assert none["harden"] == none["train"] == stingy["harden"]
     assert nasty["harden"] != none["harden"]
     assert none["steal"] != stingy["steal"]
-    assert none["audit"] != stingy["audit"]
+    assert none["evaluate_victim"] != stingy["evaluate_victim"]
 
 
 def test_a_baseline_has_no_victim_in_its_key_and_does_not_depend_on_the_defenses(plan: Callable[..., Plan]) -> None:
     found = plan()
     stages = cell(found, None, "cross-entropy").stages
-    assert set(stages) == {"steal", "score"}
+    assert set(stages) == {"steal", "evaluate"}
     assert found.stages[stages["steal"]].spec["victim"] is None
     assert [key.split("/")[0] for key in found.stages[stages["steal"]].inputs] == ["data"]
     for changes in (
@@ -113,9 +113,9 @@ def test_a_baseline_has_no_victim_in_its_key_and_does_not_depend_on_the_defenses
         {"victim.recipe.epochs": 9},
         {"defense.nasty.omega": 0.5},
         {"attacks": ["kd"]},
-        {"threat.answers": "label"},
+        {"scenario.access": "label"},
         {"threat.budget": 7},
-        {"attack.label-smoothing.smoothing": 0.3},
+        {"attack.name-smoothing.smoothing": 0.3},
     ):
         assert cell(plan(changes), None, "cross-entropy").stages == stages, changes
 
@@ -135,14 +135,14 @@ NASTY = {"harden by nasty", "score nasty"} | ALL_ON["nasty"] | SCORES_ON["nasty"
         ({"defense.nasty.tau": 5}, NASTY),
         ({"defense.stingy.ratio": 0.9}, {"score stingy"} | ALL_ON["stingy"] | SCORES_ON["stingy"]),
         ({"attack.kd.temperature": 9}, {f"{s}kd {w} {d}" for s, w in (("", "from"), ("score ", "on")) for d in ALL_ON}),
-        ({"attack.label-smoothing.smoothing": 0.2}, {b for b in BASE | BASE_SCORES if "label-smoothing" in b}),
+        ({"attack.name-smoothing.smoothing": 0.2}, {b for b in BASE | BASE_SCORES if "label-smoothing" in b}),
         ({"robustness.level": "fast"}, AUDITS | THEFT_SCORES | BASE_SCORES),
         ({"student.recipe.lr": 0.01}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
         ({"student.network": "mini-16"}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
         ({"victim.recipe.lr": 0.01}, VICTIMS),
         ({"victim.network": "mini-16"}, VICTIMS),
         ({"threat.budget": 1000}, THEFTS | THEFT_SCORES),
-        ({"threat.answers": "topk"}, THEFTS | THEFT_SCORES),
+        ({"scenario.access": "topk"}, THEFTS | THEFT_SCORES),
         ({"threat.topk": 2}, set()),
         ({"threat.data": 0.5}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
         ({"threat.labels": False}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
@@ -154,11 +154,11 @@ def test_a_change_makes_new_keys_for_its_own_stages_and_those_above(
     plan: Callable[..., Plan], changes: Json, anew: set[str]
 ) -> None:
     before, after = plan().stages, plan(changes).stages
-    new = {stage.label.removesuffix(", seed 0") for key, stage in after.items() if key not in before}
+    new = {stage.title.removesuffix(", seed 0") for key, stage in after.items() if key not in before}
     assert new == anew
     assert len(after) == len(before)
     assert sum(key not in before for key in after) == sum(
-        stage.label.removesuffix(", seed 0") in anew for stage in before.values()
+        stage.title.removesuffix(", seed 0") in anew for stage in before.values()
     )
 
 
@@ -193,7 +193,7 @@ def test_more_seeds_keep_what_fewer_seeds_have_done(plan: Callable[..., Plan]) -
 
 
 def test_an_attack_that_needs_more_than_is_granted_is_skipped_with_the_reason(plan: Callable[..., Plan]) -> None:
-    found = plan({"threat.answers": "label", "attacks": ["kd", "deep-inversion"]})
+    found = plan({"scenario.access": "label", "attacks": ["kd", "deep-inversion"]})
     for defense in ("none", "nasty", "stingy"):
         assert cell(found, defense, "kd").skipped == "'kd' needs topk; the suite grants label"
         assert (
@@ -201,46 +201,46 @@ def test_an_attack_that_needs_more_than_is_granted_is_skipped_with_the_reason(pl
         )
         assert cell(found, defense, "kd").stages == {}
         assert cell(found, defense, "hard-label").skipped == ""
-    assert {s.label for s in found.stages.values() if s.kind == "steal" and "hard-label" in s.label} == {
+    assert {s.title for s in found.stages.values() if s.kind == "steal" and "hard-label" in s.title} == {
         f"hard-label from {defense}, seed 0" for defense in ("none", "nasty", "stingy")
     }
-    assert not any("kd" in stage.label or "deep-inversion" in stage.label for stage in found.stages.values())
+    assert not any("kd" in stage.title or "deep-inversion" in stage.title for stage in found.stages.values())
 
 
 def test_weights_are_granted_only_to_those_who_need_them(plan: Callable[..., Plan]) -> None:
-    found = plan({"threat.answers": "weights", "attacks": ["kd", "deep-inversion"]})
-    assert cell(found, "none", "kd").threat.answers is Answers.PROBS
-    assert cell(found, "none", "deep-inversion").threat.answers is Answers.WEIGHTS
-    probs = plan({"threat.answers": "probs", "attacks": ["kd"]})
+    found = plan({"scenario.access": "weights", "attacks": ["kd", "deep-inversion"]})
+    assert cell(found, "none", "kd").scenario.access is Access.PROBS
+    assert cell(found, "none", "deep-inversion").scenario.access is Access.WEIGHTS
+    probs = plan({"scenario.access": "probs", "attacks": ["kd"]})
     assert cell(found, "nasty", "kd").stages == cell(probs, "nasty", "kd").stages
 
 
 def test_a_defense_that_only_serves_is_bypassed_by_who_has_the_weights(plan: Callable[..., Plan]) -> None:
-    found = plan({"threat.answers": "weights", "attacks": ["kd", "deep-inversion"]})
-    bypassed = {(c.defense.label, c.attack.label) for c in found.cells if c.bypassed and c.defense}
+    found = plan({"scenario.access": "weights", "attacks": ["kd", "deep-inversion"]})
+    bypassed = {(c.defense.name, c.attack.name) for c in found.cells if c.bypassed and c.defense}
     assert bypassed == {("stingy", "deep-inversion")}
     assert cell(found, "stingy", "deep-inversion").stages  # played all the same
 
 
 def test_baselines_are_trained_on_the_parts_that_attacks_use(plan: Callable[..., Plan]) -> None:
     found = plan()
-    parts = {c.owned.fraction for c in found.cells if c.defense is None}
+    parts = {c.subset.fraction for c in found.cells if c.defense is None}
     assert parts == {1.0, 0.5}
     partial, baseline = cell(found, "none", "partial-kd"), cell(found, None, "cross-entropy", 0.5)
-    assert partial.owned == baseline.owned
+    assert partial.subset == baseline.subset
     specs = [found.stages[c.stages["steal"]].spec for c in (partial, baseline)]
-    assert specs[0]["owned"] == specs[1]["owned"]
+    assert specs[0]["subset"] == specs[1]["subset"]
     assert specs[0]["seed"] == specs[1]["seed"]
 
 
 def test_an_attack_without_data_gets_no_baseline_without_data(plan: Callable[..., Plan]) -> None:
-    found = plan({"threat.answers": "weights", "attacks": ["deep-inversion"]})
-    assert cell(found, "none", "deep-inversion").owned.fraction == 0
-    assert {c.owned.fraction for c in found.cells if c.defense is None} == {1.0}
+    found = plan({"scenario.access": "weights", "attacks": ["deep-inversion"]})
+    assert cell(found, "none", "deep-inversion").subset.fraction == 0
+    assert {c.subset.fraction for c in found.cells if c.defense is None} == {1.0}
 
 
 def test_a_thief_without_images_plays_only_what_needs_none(plan: Callable[..., Plan]) -> None:
-    found = plan({"threat.answers": "weights", "threat.data": 0, "attacks": ["kd", "deep-inversion"]})
+    found = plan({"scenario.access": "weights", "threat.data": 0, "attacks": ["kd", "deep-inversion"]})
     assert cell(found, "none", "kd").skipped == "'kd' needs images of its own; the suite grants none"
     assert cell(found, "none", "deep-inversion").skipped == ""
     assert not [c for c in found.cells if c.defense is None]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from kdbench.runner import command
-from kdbench.runner.matrix import Outcome
-from kdbench.runner.plan import Plan, Stage
-from kdbench.runner.profile import HEAD, profile
-from kdbench.runner.store import Store
+from kdbench.engine.plan import Plan, Stage
+from kdbench.engine.scheduler import Outcome
+from kdbench.engine.store import Store
+from kdbench.runs import command
+from kdbench.runs.timing import HEAD, profile
 from runs import DUEL, Played
 
 WORK = {"images": 1000, "seconds": 4.0, "limited_seconds": 2.0, "limit_seconds": 1.5}

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from helpers import blobs
 from kdbench import registry
-from kdbench.api import Answers, Attack, Context, KdbenchError, Oracle, Owned
-from kdbench.board.results import Status
+from kdbench.api import Access, Attack, Context, DataSubset, KdbenchError, Oracle
+from kdbench.engine.plan import Numerics, Plan, data_stage, make_plan
+from kdbench.engine.stage_log import StageLog
+from kdbench.engine.stages import TENSORS, Workspace, run_stage
+from kdbench.engine.store import Store
+from kdbench.engine.tensors import load_tensors
 from kdbench.game.data import fitted
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.checkpoint import load_tensors
-from kdbench.runner.journal import Journal
-from kdbench.runner.plan import Numerics, Plan, data_stage, make_plan
-from kdbench.runner.stages import TENSORS, Desk, run_stage
-from kdbench.runner.store import Store
+from kdbench.records import Status
+from kdbench.suites.suite import Suite
 from kdbench.zoo.photos import Photos
 from runs import DUEL, Json, Played, Recorder, cell, numbers, run
 
@@ -105,12 +105,12 @@ def test_a_suite_has_each_pool_of_its_thieves_once(tmp_path: Path) -> None:
         '[attack.digital]\nmethod = "knockoff"\npool = "digits"\n'
     )
     suite = read(tmp_path, text)
-    assert [(c.label, c.method, c.instance) for c in suite.publics if c.label == "photos"] == [
+    assert [(c.name, c.method, c.instance) for c in suite.surrogates if c.name == "photos"] == [
         ("photos", "photos", Photos())
     ]
-    assert sorted(choice.label for choice in suite.publics) == ["digits", "photos"]
-    assert read(tmp_path, GOOD).publics == ()
-    assert read(tmp_path, text, {"attacks": ["kd"]}).publics == ()
+    assert sorted(choice.name for choice in suite.surrogates) == ["digits", "photos"]
+    assert read(tmp_path, GOOD).surrogates == ()
+    assert read(tmp_path, text, {"attacks": ["kd"]}).surrogates == ()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_pool_of_the_same_images_in_another_form_is_refused(tmp_path: Path, ga
         f"attack.knockoff draws on '{pool}', which holds the images of '{game}', the data set that the game is about."
     )
     assert complaint(tmp_path, text) == f"mine.toml, line 10: {said}"
-    assert [choice.label for choice in read(tmp_path, text, {"attack.knockoff.pool": "cifar100"}).publics] == [
+    assert [choice.name for choice in read(tmp_path, text, {"attack.knockoff.pool": "cifar100"}).surrogates] == [
         "cifar100"
     ]
 
@@ -176,15 +176,15 @@ class Stamped(Photos):
 
 def test_a_suite_is_stamped_with_the_files_of_all_its_data_sets(tmp_path: Path) -> None:
     suite = read(tmp_path, KNOCKOFF)
-    own, pool = (replace(one, instance=Stamped(images=n)) for one, n in ((suite.dataset, 3), (suite.publics[0], 5)))
-    suite = replace(suite, dataset=own, publics=(pool,))
+    own, pool = (replace(one, instance=Stamped(images=n)) for one, n in ((suite.dataset, 3), (suite.surrogates[0], 5)))
+    suite = replace(suite, dataset=own, surrogates=(pool,))
     stamped = suite.stamped(tmp_path / "here")
-    assert (stamped.dataset.files, [one.files for one in stamped.publics]) == ("here-3", ["here-5"])
-    assert replace(stamped, dataset=own, publics=(pool,)) == suite
+    assert (stamped.dataset.files, [one.files for one in stamped.surrogates]) == ("here-3", ["here-5"])
+    assert replace(stamped, dataset=own, surrogates=(pool,)) == suite
     moved = suite.stamped(tmp_path / "there")
-    for before, after in ((stamped.dataset, moved.dataset), (stamped.publics[0], moved.publics[0])):
+    for before, after in ((stamped.dataset, moved.dataset), (stamped.surrogates[0], moved.surrogates[0])):
         assert data_stage(before).key != data_stage(after).key
-    assert [one.files for one in read(tmp_path, KNOCKOFF).stamped(tmp_path).publics] == [""]
+    assert [one.files for one in read(tmp_path, KNOCKOFF).stamped(tmp_path).surrogates] == [""]
 
 
 # What is planned
@@ -196,8 +196,8 @@ def pooled(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
 
     def make(changes: Mapping[str, Any] | None = None, content: str = "p", **contents: str) -> Plan:
         suite = tiny({"attacks": ["kd", "knockoff"], **(changes or {})})
-        publics = {choice.label: contents.get(choice.label, content) for choice in suite.publics}
-        return make_plan(suite, Numerics(), "d", publics)
+        surrogates = {choice.name: contents.get(choice.name, content) for choice in suite.surrogates}
+        return make_plan(suite, Numerics(), "d", surrogates)
 
     return make
 
@@ -207,17 +207,17 @@ TWO: Json = {"attacks": ["kd", "knockoff", "hunter"], "attack.hunter": {"method"
 
 def test_a_pool_is_read_once_and_only_thefts_that_draw_on_it_build_on_it(pooled: Callable[..., Plan]) -> None:
     found = pooled({**TWO, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
-    assert Counter(stage.label for stage in found.stages.values() if stage.kind == "data") == {
+    assert Counter(stage.title for stage in found.stages.values() if stage.kind == "data") == {
         "read blobs": 1,
         "read photos": 1,
     }
-    [pool] = [key for key, stage in found.stages.items() if stage.label == "read photos"]
+    [pool] = [key for key, stage in found.stages.items() if stage.title == "read photos"]
     drawing = {one.stages["steal"] for one in found.cells if one.attack.method == "knockoff"}
     assert drawing == {key for key, stage in found.stages.items() if pool in stage.inputs}
     assert len(drawing) == 2 * 3 * 2 * 2
     for key, stage in found.stages.items():
         if stage.kind == "steal":
-            assert stage.spec["publics"] == ({"photos": {"key": pool, "digest": "p"}} if key in drawing else {})
+            assert stage.spec["surrogates"] == ({"photos": {"key": pool, "digest": "p"}} if key in drawing else {})
 
 
 def test_a_pool_comes_before_the_thefts_that_draw_on_it(pooled: Callable[..., Plan]) -> None:
@@ -234,7 +234,7 @@ def test_a_pool_is_read_as_the_data_set_of_a_game_is(pooled: Callable[..., Plan]
 
 def test_the_content_of_a_pool_is_part_of_the_keys_of_its_thefts(pooled: Callable[..., Plan]) -> None:
     before, after = pooled(), pooled(content="q")
-    anew = {stage.label for key, stage in after.stages.items() if key not in before.stages}
+    anew = {stage.title for key, stage in after.stages.items() if key not in before.stages}
     defenses = ("none", "nasty", "stingy")
     assert anew == {f"{text} {one}, seed 0" for text in ("knockoff from", "score knockoff on") for one in defenses}
     assert len(before.stages) == len(after.stages)
@@ -250,8 +250,8 @@ def test_each_pool_counts_for_its_own_thieves(pooled: Callable[..., Plan]) -> No
 
 def test_a_thief_that_owns_nothing_but_a_pool_has_no_baseline_of_its_own(pooled: Callable[..., Plan]) -> None:
     found = pooled({"attacks": ["knockoff"]})
-    assert cell(found, "none", "knockoff").owned == Owned(fraction=0.0)
-    assert {one.owned.fraction for one in found.cells if one.defense is None} == {1.0}
+    assert cell(found, "none", "knockoff").subset == DataSubset(fraction=0.0)
+    assert {one.subset.fraction for one in found.cells if one.defense is None} == {1.0}
     assert not cell(pooled({"threat.data": 0}), "none", "knockoff").skipped
 
 
@@ -261,17 +261,17 @@ def test_a_thief_that_owns_nothing_but_a_pool_has_no_baseline_of_its_own(pooled:
 @pytest.fixture(scope="module")
 def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
     """A duel of a thief that draws on photographs; nobody changes this folder."""
-    folder, watcher = tmp_path_factory.mktemp("pooled"), Recorder()
-    return Played(folder, run(tiny(POOLED), folder, watcher), watcher)
+    folder, progress_display = tmp_path_factory.mktemp("pooled"), Recorder()
+    return Played(folder, run(tiny(POOLED), folder, progress_display), progress_display)
 
 
 def test_a_thief_with_a_pool_ends_well(played: Played) -> None:
-    assert played.watcher.problems == {}
+    assert played.progress_display.problems == {}
     [(name, found)] = played.cells.items()
     assert name == "none--knockoff--mini-8--seed0"
     assert (found.status, found.metrics["queries"], found.metrics["steal.asked"]) == (Status.DONE, 64, 64)
     assert found.attack.fields["pool"] == "photos"
-    assert sorted(played.watcher.labels) == [
+    assert sorted(played.progress_display.labels) == [
         "knockoff from none, seed 0",
         "read blobs",
         "read photos",
@@ -282,25 +282,30 @@ def test_a_thief_with_a_pool_ends_well(played: Played) -> None:
 
 
 def test_a_pool_that_was_read_is_not_read_again(played: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
-    watcher = Recorder()
-    again = run(tiny({**POOLED, "attack.knockoff.queries": 32}), played.copy(tmp_path), watcher)
-    assert sorted(watcher.labels) == ["knockoff from none, seed 0", "score knockoff on none, seed 0"]
+    progress_display = Recorder()
+    again = run(tiny({**POOLED, "attack.knockoff.queries": 32}), played.copy(tmp_path), progress_display)
+    assert sorted(progress_display.labels) == ["knockoff from none, seed 0", "score knockoff on none, seed 0"]
     assert [one.metrics["queries"] for one in again.values()] == [32]
-    watcher = Recorder()
-    forced = run(tiny(POOLED), tmp_path / "forced", watcher, store=tmp_path / "store", force=True)
-    assert not [label for label in watcher.labels if label.startswith("read")]
+    progress_display = Recorder()
+    forced = run(tiny(POOLED), tmp_path / "forced", progress_display, store=tmp_path / "store", force=True)
+    assert not [label for label in progress_display.labels if label.startswith("read")]
     assert numbers(forced) == numbers(played.cells)
 
 
 def test_a_pool_whose_files_are_missing_is_said_before_any_training(
     played: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    watcher = Recorder()
+    progress_display = Recorder()
     folder = played.copy(tmp_path)
     with pytest.raises(KdbenchError, match="cifar-10"):
-        run(tiny({**POOLED, "attack.knockoff.pool": "cifar10"}), folder, watcher, data_folder=tmp_path / "empty")
-    assert watcher.labels == ["read cifar10"]
-    assert Store(folder / "store").published() == played.store.published()
+        run(
+            tiny({**POOLED, "attack.knockoff.pool": "cifar10"}),
+            folder,
+            progress_display,
+            data_folder=tmp_path / "empty",
+        )
+    assert progress_display.labels == ["read cifar10"]
+    assert Store(folder / "store").finished() == played.store.finished()
 
 
 # What a thief is given
@@ -317,7 +322,7 @@ class Found:
 class Tourist(Attack):
     """Looks at what it is given, and steals nothing."""
 
-    needs: ClassVar[Answers] = Answers.LABEL
+    needs: ClassVar[Access] = Access.LABEL
     found: ClassVar[Found] = Found()
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
@@ -330,15 +335,15 @@ def given_to(played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """What a thief gets whose theft is like the one that was played, but for some fields of its specification."""
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda kind, name: Tourist if name == "tourist" else load(kind, name))
-    [theft] = [stage for stage in played.watcher.finished if stage.kind == "steal"]
+    [attack_run] = [stage for stage in played.progress_display.finished if stage.kind == "steal"]
 
     def play(**changes: Any) -> Context:
         Tourist.found.contexts.clear()
         out, work = tmp_path / "out", tmp_path / "work"
         out.mkdir(exist_ok=True)
         work.mkdir(exist_ok=True)
-        spec = {**theft.spec, "attack": {"method": "tourist", "fields": {}, "source": ""}, **changes}
-        run_stage("steal", spec, Desk(played.store, out, Journal(out, work), "cpu", tmp_path))
+        spec = {**attack_run.spec, "attack": {"method": "tourist", "fields": {}, "source": ""}, **changes}
+        run_stage("steal", spec, Workspace(played.store, out, StageLog(out, work), "cpu", tmp_path))
         [context] = Tourist.found.contexts
         return context
 
@@ -347,7 +352,7 @@ def given_to(played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def pool_of(played: Played) -> Mapping[str, Tensor]:
     """The tensors of the pool as they lie in the store."""
-    [pool] = [stage.key for stage in played.watcher.finished if stage.label == "read photos"]
+    [pool] = [stage.key for stage in played.progress_display.finished if stage.title == "read photos"]
     return load_tensors(played.store.path(pool) / TENSORS)
 
 
@@ -357,12 +362,12 @@ def test_a_thief_gets_the_training_images_of_its_pool_in_the_shape_of_the_victim
     """Without labels, whatever it owns of the victim's images; 3x32x32 pieces of photographs are 1x8x8 to it."""
     kept = pool_of(played)["train.x"]
     assert (kept.dtype, kept.shape) == (torch.uint8, (PHOTOS, 3, 32, 32))
-    x = given_to().public("photos")
+    x = given_to().surrogate("photos")
     assert x.shape == (PHOTOS, *blobs().train.shape)
     assert torch.equal(x[:100], fitted(kept[:100].float() / 255, (1, 8, 8)))
-    whole = given_to(owned={"fraction": 1.0, "seed": 0})
+    whole = given_to(subset={"fraction": 1.0, "seed": 0})
     assert len(whole.data) == 96
-    assert torch.equal(whole.public("photos")[:100], x[:100])
+    assert torch.equal(whole.surrogate("photos")[:100], x[:100])
 
 
 def test_what_a_thief_did_not_name_it_does_not_get(given_to: Callable[..., Context]) -> None:
@@ -370,13 +375,13 @@ def test_what_a_thief_did_not_name_it_does_not_get(given_to: Callable[..., Conte
     ctx = given_to()
     for name in ("blobs", "digits", "photo"):
         with pytest.raises(KdbenchError, match=rf"^The public data set '{name}' must be named by the attack's publics"):
-            ctx.public(name)
+            ctx.surrogate(name)
     with pytest.raises(KdbenchError, match=r"'photos' must be named"):
-        given_to(publics={}).public("photos")
+        given_to(surrogates={}).surrogate("photos")
 
 
 def test_by_default_there_is_no_pool(given_to: Callable[..., Context]) -> None:
-    plain = Context(**{k: v for k, v in vars(given_to()).items() if k != "public"})
+    plain = Context(**{k: v for k, v in vars(given_to()).items() if k != "evaluation"})
     with pytest.raises(KdbenchError, match=r"'photos' must be named by the attack's publics\(\)"):
-        plain.public("photos")
-    assert Tourist().publics() == ()
+        plain.surrogate("photos")
+    assert Tourist().surrogate_datasets() == ()

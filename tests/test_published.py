@@ -10,28 +10,28 @@ from typing import Any
 import pytest
 from test_board import ended, over_seeds, rows
 
-from kdbench.board import tables
+from kdbench.board import document as tables
+from kdbench.board.boards import accuracy_board, render
+from kdbench.board.document import Row
 from kdbench.board.intervals import Estimate, estimate
-from kdbench.board.leaderboard import accuracy_board, render
-from kdbench.board.published import NOTE
-from kdbench.board.results import Cell, Published, Status
-from kdbench.board.tables import Row
+from kdbench.board.tables.reported import NOTE
+from kdbench.records import Cell, ReportedNumber, Status
 
-STUDENT = Published("student_acc", 0.75, "table 1", "paper")
-VICTIM = Published("victim_acc", 0.95, "table 2", "code")
-ALONE = Published("student_acc", 0.8664, "table 3", "memory")
+STUDENT = ReportedNumber("student_acc", 0.75, "table 1", "paper")
+VICTIM = ReportedNumber("victim_acc", 0.95, "table 2", "code")
+ALONE = ReportedNumber("student_acc", 0.8664, "table 3", "memory")
 
 
 def reported() -> list[Cell]:
     """`nasty` against two attacks and a baseline, with a figure for the victim, for one theft, and for the baseline."""
-    cells = over_seeds("nasty", "kd", [0.70, 0.72, 0.74], published=[STUDENT, VICTIM])
-    cells += over_seeds("nasty", "tuned", [0.80, 0.81, 0.82], published=[VICTIM])
-    return cells + over_seeds(None, "cross-entropy", [0.88, 0.90, 0.89], published=[ALONE])
+    cells = over_seeds("nasty", "kd", [0.70, 0.72, 0.74], reported=[STUDENT, VICTIM])
+    cells += over_seeds("nasty", "tuned", [0.80, 0.81, 0.82], reported=[VICTIM])
+    return cells + over_seeds(None, "cross-entropy", [0.88, 0.90, 0.89], reported=[ALONE])
 
 
 def beside(cells: Iterable[Cell]) -> dict[tuple[Any, ...], Row]:
     """The rows of the table by defense, attack and source."""
-    found = rows(accuracy_board(cells), "published")
+    found = rows(accuracy_board(cells), "reported")
     by_name = {(row["defense"], row["attack"], row["source"]): row for row in found}
     assert len(by_name) == len(found)
     return by_name
@@ -44,9 +44,9 @@ def test_a_theft_a_victim_and_a_baseline_stand_beside_their_figures() -> None:
         ("nasty", "the victim", "table 2"),
         ("no victim", "cross-entropy", "table 3"),
     }
-    theft, victim, alone = (found[key] for key in sorted(found))
-    assert theft["ours"] == estimate({0: 0.70, 1: 0.72, 2: 0.74})
-    assert theft["theirs"] == Estimate(0.75, None, 1)
+    attack_run, victim, alone = (found[key] for key in sorted(found))
+    assert attack_run["ours"] == estimate({0: 0.70, 1: 0.72, 2: 0.74})
+    assert attack_run["theirs"] == Estimate(0.75, None, 1)
     assert victim["ours"] == Estimate(0.96, 0.0, 3)
     assert victim["theirs"] == Estimate(0.95, None, 1)
     assert alone["ours"] == estimate({0: 0.88, 1: 0.90, 2: 0.89})
@@ -59,7 +59,7 @@ def test_the_difference_is_ours_minus_theirs_with_our_interval() -> None:
         assert isinstance(theirs, Estimate)
         assert isinstance(difference, Estimate)
         assert difference.mean == pytest.approx(ours.mean - theirs.mean)
-        assert (difference.half, difference.n) == (ours.half, ours.n)
+        assert (difference.half_width, difference.n) == (ours.half_width, ours.n)
 
 
 def test_a_figure_from_memory_is_unverified_and_other_evidence_is_named() -> None:
@@ -71,7 +71,7 @@ def test_a_figure_from_memory_is_unverified_and_other_evidence_is_named() -> Non
 
 
 def test_a_figure_of_what_was_not_scored_stands_alone() -> None:
-    cells = ended(over_seeds("nasty", "kd", [0.7] * 3, published=[STUDENT]), Status.FAILED, "training diverged")
+    cells = ended(over_seeds("nasty", "kd", [0.7] * 3, reported=[STUDENT]), Status.FAILED, "training diverged")
     [row] = beside(cells).values()
     assert (row["ours"], row["difference"]) == (None, None)
     assert row["theirs"] == Estimate(0.75, None, 1)
@@ -79,37 +79,37 @@ def test_a_figure_of_what_was_not_scored_stands_alone() -> None:
 
 
 def test_a_victim_is_known_though_the_last_attack_on_it_was_not_played() -> None:
-    skipped = ended(over_seeds("nasty", "zealous", [0.7] * 3, published=[VICTIM]), Status.SKIPPED, "needs weights")
+    skipped = ended(over_seeds("nasty", "zealous", [0.7] * 3, reported=[VICTIM]), Status.SKIPPED, "needs weights")
     found = beside([*reported(), *skipped])
     assert found["nasty", "the victim", "table 2"]["ours"] == Estimate(0.96, 0.0, 3)
 
 
 def test_two_figures_of_one_source_are_two_rows() -> None:
     last, best = replace(STUDENT, value=0.74), replace(STUDENT, value=0.76)
-    found = rows(accuracy_board(over_seeds("nasty", "kd", [0.7] * 3, published=[last, best])), "published")
+    found = rows(accuracy_board(over_seeds("nasty", "kd", [0.7] * 3, reported=[last, best])), "reported")
     assert [row["theirs"] for row in found] == [Estimate(0.74, None, 1), Estimate(0.76, None, 1)]
 
 
 def test_a_baseline_is_compared_where_it_had_most_data() -> None:
-    tenth = over_seeds(None, "cross-entropy", [0.5] * 3, published=[ALONE], owned={"fraction": 0.1, "seed": 0})
+    tenth = over_seeds(None, "cross-entropy", [0.5] * 3, reported=[ALONE], subset={"fraction": 0.1, "seed": 0})
     for cells in (reported() + tenth, tenth + reported()):
         assert beside(cells)["no victim", "cross-entropy", "table 3"]["ours"] == estimate({0: 0.88, 1: 0.90, 2: 0.89})
 
 
 def test_each_student_has_its_own_figures() -> None:
-    small = over_seeds("nasty", "kd", [0.70] * 3, published=[STUDENT])
-    tiny = over_seeds("nasty", "kd", [0.60] * 3, published=[replace(STUDENT, value=0.65)], student="tiny")
-    found = {row["student"]: row["theirs"] for row in rows(accuracy_board(small + tiny), "published")}
+    small = over_seeds("nasty", "kd", [0.70] * 3, reported=[STUDENT])
+    tiny = over_seeds("nasty", "kd", [0.60] * 3, reported=[replace(STUDENT, value=0.65)], student="tiny")
+    found = {row["student"]: row["theirs"] for row in rows(accuracy_board(small + tiny), "reported")}
     assert found == {"small": Estimate(0.75, None, 1), "tiny": Estimate(0.65, None, 1)}
     assert render(accuracy_board(small + tiny), "md").count("-5.0 ± 0.0") == 2
 
 
 def test_without_figures_there_is_no_table_and_no_note() -> None:
-    silent = [replace(cell, published=[]) for cell in reported()]
+    silent = [replace(cell, reported=[]) for cell in reported()]
     board = accuracy_board(silent)
-    assert "published" not in {table.name for table in board.tables}
+    assert "reported" not in {table.name for table in board.tables}
     assert NOTE not in board.notes
-    assert "Published" not in render(board, "md")
+    assert "ReportedNumber" not in render(board, "md")
     assert accuracy_board(reported()).notes.count(NOTE) == 1
 
 
@@ -125,14 +125,14 @@ def test_markdown_has_percent_and_signed_points() -> None:
 def test_json_and_csv_have_fractions_in_full() -> None:
     board = accuracy_board(reported())
     content = json.loads(render(board, "json"))
-    from_json = {(row["defense"], row["attack"]): row for row in content["tables"]["published"]}
+    from_json = {(row["defense"], row["attack"]): row for row in content["tables"]["reported"]}
     alone = from_json["no victim", "cross-entropy"]
     assert alone["theirs"] == {"mean": 0.8664, "half": None, "n": 1}
     assert alone["difference"]["mean"] == pytest.approx(0.0236)
     assert alone["evidence"] == "unverified"
-    assert set(content["columns"]["published"]) == set(alone)
+    assert set(content["columns"]["reported"]) == set(alone)
     lines = {
-        (line["defense"], line["attack"]): line for line in csv.DictReader(StringIO(tables.csv(board, "published")))
+        (line["defense"], line["attack"]): line for line in csv.DictReader(StringIO(tables.csv(board, "reported")))
     }
     assert len(lines) == 3
     assert float(lines["nasty", "kd"]["difference"]) == pytest.approx(-0.03)

@@ -16,20 +16,20 @@ import torch.nn.functional as F
 import torchattacks
 from torch import Tensor, nn
 
-from kdbench.board.results import METRICS
 from kdbench.errors import KdbenchError
+from kdbench.evaluation.accuracy import evaluate_against, evaluate_student, evaluate_victim
+from kdbench.evaluation.adversarial import BATCH, Robustness, adversarial, frozen_in_eval_mode, sensitivity, transfer
 from kdbench.game.data import Images, Split
 from kdbench.game.methods import Context, Recipe, seeded
-from kdbench.game.referee import compare, judge_student, judge_victim
-from kdbench.game.robustness import BATCH, Evasion, adversarial, at_rest, sensitivity, transfer
 from kdbench.game.threat import keep_top
-from kdbench.game.training import fit
+from kdbench.records import METRICS
+from kdbench.training.fit import fit
 from kdbench.zoo.datasets import Blobs
 from kdbench.zoo.networks import mini_8
 
-NONE, FAST = Evasion(level="none"), Evasion()
+NONE, FAST = Robustness(level="none"), Robustness()
 LEVELS: tuple[Literal["none", "fast", "more", "full"], ...] = ("none", "fast", "more", "full")
-FULL = Evasion(
+FULL = Robustness(
     level="full", autoattack_steps=10, autoattack_queries=200, square_queries=200
 )  # the published numbers, cut to seconds
 RADIUS = 0.05
@@ -108,8 +108,8 @@ def test_accuracy_is_a_count_over_all_images_also_when_the_last_batch_is_short()
     images = quadrant_images(BATCH + 1)
     images.y[-1] = (images.y[-1] + 1) % 4  # alone in its batch and wrong: a mean of batch means would say 1/2
     expected = BATCH / (BATCH + 1)
-    student = judge_student(Quadrants(), as_images(images), NONE, 0)
-    victim = judge_victim(Quadrants(), served(Quadrants()), as_images(images), NONE, 0)
+    student = evaluate_student(Quadrants(), as_images(images), NONE, 0)
+    victim = evaluate_victim(Quadrants(), served(Quadrants()), as_images(images), NONE, 0)
     assert accuracies(student) == {"student_acc": expected, "student_val_acc": expected}
     assert accuracies(victim) == {"victim_acc": expected, "victim_val_acc": expected}
 
@@ -118,9 +118,9 @@ def test_test_and_validation_images_are_not_mixed_up() -> None:
     test, validation = quadrant_images(8), quadrant_images(5)
     validation = replace(validation, y=torch.zeros_like(validation.y))  # classes 0 1 2 3 0: right twice
     images = Images(quadrant_images(4), validation, test)
-    student = judge_student(Quadrants(), images, NONE, 0)
+    student = evaluate_student(Quadrants(), images, NONE, 0)
     assert accuracies(student) == {"student_acc": 1.0, "student_val_acc": 2 / 5}
-    victim = judge_victim(Quadrants(), served(Quadrants()), images, NONE, 0)
+    victim = evaluate_victim(Quadrants(), served(Quadrants()), images, NONE, 0)
     assert accuracies(victim) == {"victim_acc": 1.0, "victim_val_acc": 2 / 5}
 
 
@@ -130,8 +130,8 @@ def accuracies(scores: dict[str, float]) -> dict[str, float]:
 
 def test_what_a_truthful_service_releases_is_the_models_own_and_repeats_itself() -> None:
     images = as_images(quadrant_images(40))
-    scores = judge_victim(Quadrants(scale=0.0), served(Quadrants(scale=0.0)), images, NONE, 0)
-    assert scores["victim_repeat"] == 1.0
+    scores = evaluate_victim(Quadrants(scale=0.0), served(Quadrants(scale=0.0)), images, NONE, 0)
+    assert scores["victim_consistency"] == 1.0
     assert scores["victim_distortion"] == 0.0
     assert scores["victim_entropy"] == pytest.approx(math.log(4))
     assert scores["victim_parameters"] == 1
@@ -139,7 +139,9 @@ def test_what_a_truthful_service_releases_is_the_models_own_and_repeats_itself()
 
 def test_labels_alone_have_no_entropy_and_lie_as_far_from_the_answers_as_their_other_classes_weigh() -> None:
     model = Quadrants(scale=0.0)
-    scores = judge_victim(model, lambda x: keep_top(model(x).log_softmax(1), 1), as_images(quadrant_images()), NONE, 0)
+    scores = evaluate_victim(
+        model, lambda x: keep_top(model(x).log_softmax(1), 1), as_images(quadrant_images()), NONE, 0
+    )
     assert scores["victim_entropy"] == 0.0
     assert scores["victim_distortion"] == pytest.approx(2 * 3 / 4)
 
@@ -154,12 +156,12 @@ def test_answers_that_change_with_every_question_are_noticed() -> None:
         return torch.eye(len(x), 4).add(0.1).log().log_softmax(dim=1)
 
     images = as_images(quadrant_images())
-    assert judge_victim(Quadrants(), moody, images, NONE, 0)["victim_repeat"] == 0.0
-    assert judge_victim(Quadrants(), by_place, images, NONE, 0)["victim_repeat"] < 1.0
+    assert evaluate_victim(Quadrants(), moody, images, NONE, 0)["victim_consistency"] == 0.0
+    assert evaluate_victim(Quadrants(), by_place, images, NONE, 0)["victim_consistency"] < 1.0
 
 
 def test_a_constant_net_is_right_by_chance_and_cannot_be_fooled(blobs: Images) -> None:
-    scores = judge_student(constant(), blobs, Evasion(level="full"), 0)
+    scores = evaluate_student(constant(), blobs, Robustness(level="full"), 0)
     assert scores == {
         "student_acc": 1 / 3,
         "student_val_acc": 1 / 3,
@@ -174,7 +176,7 @@ def test_a_constant_net_is_right_by_chance_and_cannot_be_fooled(blobs: Images) -
 
 def test_no_images_to_judge_on_is_the_users_mistake() -> None:
     with pytest.raises(KdbenchError, match="no images to judge on"):
-        judge_student(Quadrants(), as_images(quadrant_images(0)), FAST, 0)
+        evaluate_student(Quadrants(), as_images(quadrant_images(0)), FAST, 0)
 
 
 def test_a_service_is_asked_in_bounded_batches_and_about_each_clean_image_once() -> None:
@@ -186,25 +188,27 @@ def test_a_service_is_asked_in_bounded_batches_and_about_each_clean_image_once()
         return answers
 
     images = quadrant_images(BATCH + 3)
-    compare(Quadrants(), service, as_images(images), FAST, 0)
+    evaluate_against(Quadrants(), service, as_images(images), FAST, 0)
     assert max(asked) <= BATCH
     assert sum(asked) == 2 * len(images)  # once as they are, once as adversarial examples
 
 
 def test_a_victim_is_scored_as_served_and_attacked_as_hardened() -> None:
     images = quadrant_images()
-    scores = judge_victim(Quadrants(), served(constant(4, 16)), as_images(images), replace(FAST, eps=0.9 * RADIUS), 0)
+    scores = evaluate_victim(
+        Quadrants(), served(constant(4, 16)), as_images(images), replace(FAST, eps=0.9 * RADIUS), 0
+    )
     assert scores["victim_acc"] == 1 / 4
     assert scores["victim_adv_fgsm"] == scores["victim_adv_pgd"] == 1.0
 
 
-@pytest.mark.parametrize("evasion", [FAST, FULL], ids=["fast", "full"])
-def test_an_attack_inside_the_margin_never_fools_and_one_beyond_it_always_does(evasion: Evasion) -> None:
+@pytest.mark.parametrize("robustness", [FAST, FULL], ids=["fast", "full"])
+def test_an_attack_inside_the_margin_never_fools_and_one_beyond_it_always_does(robustness: Robustness) -> None:
     images = quadrant_images()
-    inside = adversarial(Quadrants(), images, replace(evasion, eps=0.95 * RADIUS), 0)
-    beyond = adversarial(Quadrants(), images, replace(evasion, eps=1.05 * RADIUS), 0)
+    inside = adversarial(Quadrants(), images, replace(robustness, eps=0.95 * RADIUS), 0)
+    beyond = adversarial(Quadrants(), images, replace(robustness, eps=1.05 * RADIUS), 0)
     names = [name for name in inside if name.startswith("adv_")]
-    assert len(names) == (2 if evasion is FAST else 4)
+    assert len(names) == (2 if robustness is FAST else 4)
     assert all(inside[name] == 1.0 for name in names)
     sure = [name for name in names if name != "adv_square"]  # a random search may miss the one corner that fools
     assert all(beyond[name] == 0.0 for name in sure)
@@ -219,7 +223,7 @@ def test_adversarial_accuracy_counts_what_was_wrong_from_the_start_as_fooled() -
 
 
 def test_a_wider_ball_leaves_fewer_standing(net: nn.Module, blobs: Images) -> None:
-    near, far = (judge_student(net, blobs, replace(FAST, eps=eps), 0) for eps in (2 / 255, 64 / 255))
+    near, far = (evaluate_student(net, blobs, replace(FAST, eps=eps), 0) for eps in (2 / 255, 64 / 255))
     assert near["student_acc"] == far["student_acc"] > 0.9
     assert 0 <= far["student_adv_pgd"] < near["student_adv_pgd"] <= near["student_acc"]
     assert 0 <= far["student_adv_fgsm"] < near["student_adv_fgsm"] <= near["student_acc"]
@@ -246,7 +250,7 @@ def test_carlini_and_wagner_moves_pixels_at_the_edge_of_the_range(level: float, 
     model = Affine(torch.stack([torch.zeros(16), torch.full((16,), push / 16)]) * 10, torch.tensor([3.0, 0.0]))
     model.bias.data[1] -= 10 * push * level
     images = Split(torch.full((2, 1, 4, 4), level), torch.zeros(2, dtype=torch.long), 2)
-    scores = adversarial(model, images, Evasion(level="full", cw_c=10.0), 0)
+    scores = adversarial(model, images, Robustness(level="full", cw_c=10.0), 0)
     assert scores["cw_success"] == 1.0
     assert scores["cw_l2"] >= 0.3 * 4  # every one of 16 pixels by 0.3
 
@@ -268,7 +272,7 @@ def test_huge_logits_hide_from_cross_entropy_and_not_from_level_full() -> None:
 
 
 def test_autoattack_is_left_out_where_its_loss_is_not_defined(net: nn.Module, blobs: Images) -> None:
-    scores = judge_student(net, blobs, FULL, 0)
+    scores = evaluate_student(net, blobs, FULL, 0)
     assert "student_adv_autoattack" not in scores
     assert {"student_adv_pgd", "student_cw_success", "student_cw_l2"} <= scores.keys()
 
@@ -276,7 +280,7 @@ def test_autoattack_is_left_out_where_its_loss_is_not_defined(net: nn.Module, bl
 def test_level_none_attacks_nothing() -> None:
     images = as_images(quadrant_images())
     assert adversarial(Quadrants(), images.test, NONE, 0) == {}
-    assert compare(Quadrants(), served(Quadrants()), images, NONE, 0) == {"agreement": 1.0}
+    assert evaluate_against(Quadrants(), served(Quadrants()), images, NONE, 0) == {"fidelity": 1.0}
 
 
 CHEATS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -291,9 +295,9 @@ CHEATS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_what_breaks_the_rules_fells_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchattacks, "PGD", lambda model, **_: CHEATS[how])
     images = quadrant_images()
-    evasion = replace(FAST, eps=2.0) if how == "no image" else FAST  # inside the ball, but not in [0,1]
-    assert adversarial(Quadrants(), images, evasion, 0)["adv_pgd"] == 1.0
-    assert transfer(Quadrants(), served(Quadrants()), images, evasion, 0) == 0.0
+    robustness = replace(FAST, eps=2.0) if how == "no image" else FAST  # inside the ball, but not in [0,1]
+    assert adversarial(Quadrants(), images, robustness, 0)["adv_pgd"] == 1.0
+    assert transfer(Quadrants(), served(Quadrants()), images, robustness, 0) == 0.0
 
 
 @pytest.mark.parametrize("how", ["no image", "not a number", "the image itself"])
@@ -327,16 +331,16 @@ def test_a_radius_is_kept_to_the_last_digit(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_examples_that_fool_a_copy_fool_the_victim_itself() -> None:
     images = quadrant_images()
-    copied = compare(Quadrants(), served(Quadrants()), as_images(images), replace(FAST, eps=1.1 * RADIUS), 0)
-    weak = compare(Quadrants(), served(Quadrants()), as_images(images), replace(FAST, eps=0.9 * RADIUS), 0)
-    assert copied == {"agreement": 1.0, "transfer": 1.0}
-    assert weak == {"agreement": 1.0, "transfer": 0.0}
+    copied = evaluate_against(Quadrants(), served(Quadrants()), as_images(images), replace(FAST, eps=1.1 * RADIUS), 0)
+    weak = evaluate_against(Quadrants(), served(Quadrants()), as_images(images), replace(FAST, eps=0.9 * RADIUS), 0)
+    assert copied == {"fidelity": 1.0, "transfer": 1.0}
+    assert weak == {"fidelity": 1.0, "transfer": 0.0}
 
 
 def test_examples_do_not_carry_over_to_a_victim_that_looks_elsewhere() -> None:
     images = quadrant_images(channels=2)
-    scores = compare(Quadrants(channel=1), served(Quadrants()), as_images(images), replace(FAST, eps=1.1 * RADIUS), 0)
-    assert scores == {"agreement": 1.0, "transfer": 0.0}
+    scores = evaluate_against(Quadrants(channel=1), served(Quadrants()), as_images(images), replace(FAST, eps=1.1 * RADIUS), 0)
+    assert scores == {"fidelity": 1.0, "transfer": 0.0}
 
 
 def test_transfer_leaves_out_what_the_victim_gets_wrong_anyway() -> None:
@@ -352,8 +356,8 @@ def test_transfer_leaves_out_what_the_victim_gets_wrong_anyway() -> None:
 def test_agreement_counts_equal_labels_right_or_wrong() -> None:
     images = quadrant_images(7)
     images = replace(images, y=(images.y + 1) % 4)  # the victim is never right
-    scores = compare(constant(4, 16), served(Quadrants()), as_images(images), NONE, 0)
-    assert scores == {"agreement": 2 / 7}
+    scores = evaluate_against(constant(4, 16), served(Quadrants()), as_images(images), NONE, 0)
+    assert scores == {"fidelity": 2 / 7}
 
 
 def test_the_sensitivity_of_a_linear_net_is_the_mean_size_of_its_summed_weights() -> None:
@@ -363,10 +367,12 @@ def test_the_sensitivity_of_a_linear_net_is_the_mean_size_of_its_summed_weights(
     assert sensitivity(Affine(weight, torch.zeros(5)), x) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("evasion", [FAST, FULL], ids=["fast", "full"])
-def test_same_seed_same_numbers_whatever_was_drawn_before(evasion: Evasion, net: nn.Module, blobs: Images) -> None:
+@pytest.mark.parametrize("robustness", [FAST, FULL], ids=["fast", "full"])
+def test_same_seed_same_numbers_whatever_was_drawn_before(
+    robustness: Robustness, net: nn.Module, blobs: Images
+) -> None:
     def all_scores() -> dict[str, float]:
-        return judge_student(net, blobs, evasion, 5) | compare(net, served(net), blobs, evasion, 5)
+        return evaluate_student(net, blobs, robustness, 5) | evaluate_against(net, served(net), blobs, robustness, 5)
 
     first = all_scores()
     torch.rand(7)
@@ -391,14 +397,14 @@ def test_the_seed_reaches_the_random_start(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_fuller_examination_does_not_move_the_numbers_of_the_faster_one(net: nn.Module, blobs: Images) -> None:
-    fast, full = (judge_student(net, blobs, evasion, 0) for evasion in (FAST, FULL))
+    fast, full = (evaluate_student(net, blobs, robustness, 0) for robustness in (FAST, FULL))
     assert fast.items() <= full.items()
 
 
 def test_random_generators_are_left_as_they_were() -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
-    judge_student(Quadrants(), as_images(quadrant_images()), FULL, 0)
-    compare(Quadrants(), served(Quadrants()), as_images(quadrant_images()), FULL, 0)
+    evaluate_student(Quadrants(), as_images(quadrant_images()), FULL, 0)
+    evaluate_against(Quadrants(), served(Quadrants()), as_images(quadrant_images()), FULL, 0)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]  # type: ignore[index]  # noqa: NPY002
@@ -415,23 +421,23 @@ def test_a_net_is_left_as_it_was_found(net: nn.Module, blobs: Images) -> None:
         return [modes, *((p.requires_grad, p.grad) for p in net.parameters())]
 
     before, weights = state(), {name: value.clone() for name, value in net.state_dict().items()}
-    judge_student(net, blobs, FULL, 0)
-    judge_victim(net, served(constant()), blobs, FULL, 0)
-    compare(net, served(constant()), blobs, FULL, 0)
+    evaluate_student(net, blobs, FULL, 0)
+    evaluate_victim(net, served(constant()), blobs, FULL, 0)
+    evaluate_against(net, served(constant()), blobs, FULL, 0)
     assert state() == before
     assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
 
 
 def test_a_net_is_judged_in_eval_mode_whatever_mode_it_comes_in(net: nn.Module, blobs: Images) -> None:
-    expected = judge_student(net.eval(), blobs, FULL, 0)
-    assert judge_student(net.train(), blobs, FULL, 0) == expected
+    expected = evaluate_student(net.eval(), blobs, FULL, 0)
+    assert evaluate_student(net.train(), blobs, FULL, 0) == expected
 
 
 def test_a_net_is_put_back_when_an_attack_breaks() -> None:
     model = Quadrants().train()
 
     def breaks() -> None:
-        with at_rest(model):
+        with frozen_in_eval_mode(model):
             assert not model.training
             assert not model.scale.requires_grad
             raise ZeroDivisionError
@@ -445,18 +451,18 @@ def test_a_net_is_put_back_when_an_attack_breaks() -> None:
 def test_images_in_channels_last_order_can_be_attacked() -> None:
     images = quadrant_images(channels=3)
     turned = replace(images, x=images.x.contiguous(memory_format=torch.channels_last))
-    evasion = replace(FULL, eps=1.05 * RADIUS)
-    assert adversarial(Quadrants(), turned, evasion, 0) == adversarial(Quadrants(), images, evasion, 0)
+    robustness = replace(FULL, eps=1.05 * RADIUS)
+    assert adversarial(Quadrants(), turned, robustness, 0) == adversarial(Quadrants(), images, robustness, 0)
 
 
 def test_every_score_has_its_place_in_a_cells_record() -> None:
     images = as_images(quadrant_images())
-    names = judge_student(Quadrants(), images, FULL, 0).keys()
+    names = evaluate_student(Quadrants(), images, FULL, 0).keys()
     scored = {name.replace("student_", "victim_") for name in names if name not in METRICS}
     named_likewise = {"victim_adv_pgd", "victim_adv_square", "victim_adv_autoattack"}
     assert scored - named_likewise <= METRICS.keys()
-    assert judge_victim(Quadrants(), served(Quadrants()), images, FULL, 0).keys() - named_likewise <= METRICS.keys()
-    assert compare(Quadrants(), served(Quadrants()), images, FULL, 0).keys() <= METRICS.keys()
+    assert evaluate_victim(Quadrants(), served(Quadrants()), images, FULL, 0).keys() - named_likewise <= METRICS.keys()
+    assert evaluate_against(Quadrants(), served(Quadrants()), images, FULL, 0).keys() <= METRICS.keys()
 
 
 @pytest.mark.parametrize(
@@ -475,4 +481,4 @@ def test_each_level_tries_what_the_one_below_tries_and_more() -> None:
 
 def test_an_unknown_level_is_refused_with_the_known_ones() -> None:
     with pytest.raises(KdbenchError, match=r"Evasion\.level must be 'none', 'fast', 'more' or 'full', not 'slow'"):
-        Evasion(level="slow")  # type: ignore[arg-type]
+        Robustness(level="slow")  # type: ignore[arg-type]

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import kdbench
-from kdbench import api, catalogue, registry
+from kdbench import api, registry
+from kdbench import listing as catalogue
 from kdbench.api import Attack, Dataset, Defense, KdbenchError
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,7 @@ def test_what_setup_cfg_registers_is_installed(kind: str, name: str, target: str
 def test_what_is_registered_can_be_imported_and_is_of_its_kind(kind: str, name: str, target: str) -> None:
     thing = registry.find(kind, name).load()
     assert target == f"{thing.__module__}:{thing.__name__}", AGAIN
-    if isinstance(thing, registry.Family):
+    if isinstance(thing, registry.Parametrised):
         assert thing.__doc__
         assert thing.__doc__.startswith(f"{name}:{thing.argument} is ")
     elif kind == "model":

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from kdbench import records as results
 from kdbench import registry
-from kdbench.board import results
-from kdbench.runner import suite as suites
-from kdbench.runner.benchmark import Choice, Suite
+from kdbench.suites import reader as suites
+from kdbench.suites.suite import Choice, Suite
 
 Json = dict[str, Any]
 RESULTS = Path(__file__).parent.parent / "results"
@@ -47,9 +47,9 @@ def questions(method: str, fields: Json, images: int, epochs: int) -> int:
     return round((candidates + 1) * images * epochs) + lessons * fields.get("steps", 0) * fields.get("batch", 0)
 
 
-def owned(suite: Suite, choice: Choice) -> int:
+def subset(suite: Suite, choice: Choice) -> int:
     """How many images a thief of `suite` uses."""
-    return round(training_images(suite.dataset) * suite.threat.data * choice.instance.owned().fraction)
+    return round(training_images(suite.dataset) * suite.scenario.data * choice.instance.data_subset().fraction)
 
 
 def training_images(dataset: Choice) -> int:
@@ -62,12 +62,12 @@ def training_images(dataset: Choice) -> int:
 def over_budget(suite: Suite) -> list[str]:
     """The attacks of `suite` that ask more than they may."""
     return [
-        f"{choice.label} by {student}"
+        f"{choice.name} by {student}"
         for choice in (*suite.attacks, *suite.baselines)
         for student, recipe in suite.student_recipes.items()
-        if suite.threat.budget is not None
+        if suite.scenario.budget is not None
         and choice.instance.needs > 0
-        and questions(choice.method, choice.fields, owned(suite, choice), recipe.epochs) > suite.threat.budget
+        and questions(choice.method, choice.fields, subset(suite, choice), recipe.epochs) > suite.scenario.budget
     ]
 
 
@@ -94,7 +94,7 @@ def test_questions_are_counted_as_the_oracle_counts_them() -> None:
     }
     for cell in cells:
         epochs = cell.protocol["student_recipe"]["epochs"]
-        counted = questions(cell.attack.method, cell.attack.fields, round(900 * cell.owned["fraction"]), epochs)
+        counted = questions(cell.attack.method, cell.attack.fields, round(900 * cell.subset["fraction"]), epochs)
         assert cell.metrics["queries"] == counted, cell.name
 
 
@@ -118,8 +118,8 @@ def test_differences_of_answers_are_asked_for_in_fp32(name: str) -> None:
 @pytest.mark.parametrize("name", CROSS)
 def test_thieves_of_a_cross_matrix_soften_alike(name: str) -> None:
     """But HTC, whose point is another temperature, and those without images, whose temperature is their paper's."""
-    thieves = [c for c in suites.load(name).attacks if c.instance.owned().fraction and c.method != "htc"]
-    assert len({c.fields["temperature"] for c in thieves if "temperature" in c.fields}) == 1
+    attackers = [c for c in suites.load(name).attacks if c.instance.data_subset().fraction and c.method != "htc"]
+    assert len({c.fields["temperature"] for c in attackers if "temperature" in c.fields}) == 1
 
 
 @pytest.mark.parametrize("name", CROSS)
@@ -150,7 +150,7 @@ def test_a_distilled_victim_of_a_cross_matrix_takes_the_steps_of_a_plain_one(nam
 
 @pytest.mark.parametrize("name", CROSS)
 def test_a_cross_matrix_looks_for_masked_gradients(name: str) -> None:
-    assert suites.load(name).evasion.level in ("more", "full"), "PGD is compared with Square"
+    assert suites.load(name).robustness.level in ("more", "full"), "PGD is compared with Square"
 
 
 @pytest.mark.parametrize("name", CROSS)
@@ -164,9 +164,9 @@ def test_the_pool_of_a_cross_matrix_shows_more_kinds_of_things_than_the_victim_k
 @pytest.mark.parametrize("name", [*CROSS, "mnist"])
 def test_the_thief_who_denoises_knows_what_the_defenses_are_set_to(name: str) -> None:
     suite = suites.load(name)
-    [thief] = played(suite, "denoise")
+    [attacker] = played(suite, "denoise")
     for field, method in GUESSES.items():
-        assert {thief.fields[field]} == {choice.fields[field] for choice in played(suite, method)}
+        assert {attacker.fields[field]} == {choice.fields[field] for choice in played(suite, method)}
 
 
 def test_the_reverse_sigmoid_of_100_classes_keeps_their_labels() -> None:

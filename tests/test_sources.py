@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kdbench.api import KdbenchError
-from kdbench.runner.plan import Plan
-from kdbench.runner.sources import engine_digest, source_digest
+from kdbench.engine.plan import Plan
+from kdbench.engine.sources import engine_digest, source_digest
 
 
 @pytest.fixture
@@ -90,5 +90,5 @@ def test_partial_kd_changes_with_kd_but_kd_not_with_partial_kd(package: Callable
 def test_who_judges_is_in_the_keys_of_scores_alone(plan: Callable[..., Plan]) -> None:
     assert engine_digest(judging=True) != engine_digest(judging=False)
     for stage in plan().stages.values():
-        assert ("judges" in stage.spec) == (stage.kind == "score")
+        assert ("judges" in stage.spec) == (stage.kind == "evaluate")
         assert ("engine" in stage.spec) == (stage.kind != "data")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from helpers import context
 from kdbench.api import Split, fit, seeded
-from kdbench.game.folding import folded
+from kdbench.evaluation.adversarial import Robustness, robust_examples
+from kdbench.evaluation.early_stopping import LARGEST, LEAST, LOST, EarlyStopping, rows
 from kdbench.game.methods import derive
-from kdbench.game.robustness import Evasion, standing
-from kdbench.game.sparing import LARGEST, LEAST, LOST, Spared, rows
+from kdbench.training.bn_folding import folded
 from kdbench.zoo.datasets import Digits
 
 COUNT = 60
@@ -93,14 +93,14 @@ def net() -> nn.Module:
     return network.requires_grad_(False)
 
 
-def spared(name: str, network: Spared, attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
+def spared(name: str, network: EarlyStopping, attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """As the referee calls it."""
     plainly: Callable[[Tensor, Tensor], Tensor] = attack
     if name == "square":
         return plainly
     if name.startswith("apgd"):
-        return network.hunted_by_run(attack)
-    return network.hunted(plainly) if name == "pgd" else network.whole(plainly)
+        return network.stopping_runs_early(attack)
+    return network.stopping_early(plainly) if name == "pgd" else network.whole(plainly)
 
 
 def falls(attack: Callable[[Tensor, Tensor], Tensor], judge: nn.Module, data: Split) -> Tensor:
@@ -123,7 +123,7 @@ def test_each_image_gets_the_verdict_of_torchattacks_called_plainly(
     expected = falls(ATTACKS[name](net, eps), net, digits)
     form = folded(net, digits.x)
     for size in (7, COUNT):
-        network = Spared(form, size)
+        network = EarlyStopping(form, size)
         assert torch.equal(falls(spared(name, network, ATTACKS[name](network, eps)), net, digits), expected)
 
 
@@ -134,7 +134,7 @@ def test_the_radii_above_leave_most_some_and_few_standing(net: nn.Module, digits
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "apgdt"])
 def test_examples_lie_in_the_ball(name: str, net: nn.Module, digits: Split) -> None:
-    network, eps = Spared(net, 16), RADII["some stand"]
+    network, eps = EarlyStopping(net, 16), RADII["some stand"]
     moved = spared(name, network, ATTACKS[name](network, eps))(digits.x, digits.y).detach()
     assert float((moved - digits.x).abs().max()) <= eps + 1e-6
     assert 0 <= float(moved.min()) <= float(moved.max()) <= 1
@@ -149,8 +149,8 @@ def test_random_numbers_are_drawn_as_for_all_images_at_once(size: int, digits: S
 
     with seeded(3):
         expected = start(digits.x, digits.y)
-    network = Spared(Means(), size)
-    for attack in (network.whole(start), network.hunted(start)):
+    network = EarlyStopping(Means(), size)
+    for attack in (network.whole(start), network.stopping_early(start)):
         with seeded(3):
             assert torch.equal(attack(digits.x, digits.y), expected)
 
@@ -161,18 +161,18 @@ def test_the_referees_pgd_gives_the_verdicts_of_the_whole_set(
     step: float, eps: float, net: nn.Module, digits: Split
 ) -> None:
     """Also where steps are so long that they bring fooled images back: then each image gets all of them."""
-    evasion = Evasion(eps=eps, pgd_step=step)
+    robustness = Robustness(eps=eps, pgd_step=step)
     plain = torchattacks.PGD(net, eps=eps, alpha=step, steps=20)
     with seeded(derive(4, "adv_pgd")):
         expected = net(plain(digits.x, digits.y)).argmax(dim=1) == digits.y
-    assert torch.equal(standing(net, digits, evasion, 4, "adv_pgd"), expected)
+    assert torch.equal(robust_examples(net, digits, robustness, 4, "adv_pgd"), expected)
 
 
 @pytest.mark.parametrize("eps", RADII.values(), ids=RADII)
 def test_the_referees_autoattack_gives_the_verdicts_of_its_parts_in_turn(
     eps: float, net: nn.Module, digits: Split
 ) -> None:
-    evasion = Evasion("full", eps, autoattack_steps=STEPS, autoattack_targets=4, autoattack_queries=60)
+    robustness = Robustness("full", eps, autoattack_steps=STEPS, autoattack_targets=4, autoattack_queries=60)
     common: dict[str, Any] = {"norm": "Linf", "eps": eps, "n_restarts": 1, "seed": derive(4, "adv_autoattack")}
     parts = [
         torchattacks.APGD(net, **common, steps=STEPS, loss="ce"),
@@ -183,7 +183,7 @@ def test_the_referees_autoattack_gives_the_verdicts_of_its_parts_in_turn(
     with seeded(derive(4, "adv_autoattack")):
         moved = torchattacks.MultiAttack(parts)(digits.x, digits.y)
     expected = net(moved).argmax(dim=1) == digits.y
-    assert torch.equal(standing(net, digits, evasion, 4, "adv_autoattack"), expected)
+    assert torch.equal(robust_examples(net, digits, robustness, 4, "adv_autoattack"), expected)
 
 
 # The hunt
@@ -191,8 +191,8 @@ def test_the_referees_autoattack_gives_the_verdicts_of_its_parts_in_turn(
 
 def test_an_image_stops_where_another_class_leads_clearly_and_the_others_go_on() -> None:
     """0.58 and 0.52 fall at the ninth and the third darkening by 0.01, seen at the next question; 0.9 stands."""
-    network = Spared(Means(), 16)
-    moved = network.hunted(descent(network, 0.01, 20))(*grey(0.58, 0.52, 0.9))
+    network = EarlyStopping(Means(), 16)
+    moved = network.stopping_early(descent(network, 0.01, 20))(*grey(0.58, 0.52, 0.9))
     assert torch.allclose(moved[:, 0, 0, 0], torch.tensor([0.49, 0.49, 0.7]), atol=1e-5)
 
 
@@ -202,15 +202,15 @@ def test_an_image_that_leads_by_less_than_lost_is_not_felled() -> None:
             """A third class far below: the spread of the logits is 10."""
             return torch.cat([super().forward(x), torch.full((len(x), 1), -10.0)], dim=1)
 
-    network = Spared(Close(steepness=10 * LOST / 0.1), 16)
-    moved = network.hunted(descent(network, 0.01, 20))(*grey(0.505))
+    network = EarlyStopping(Close(steepness=10 * LOST / 0.1), 16)
+    moved = network.stopping_early(descent(network, 0.01, 20))(*grey(0.505))
     assert 0.38 < float(moved[0, 0, 0, 0]) < 0.41  # not at 0.5 minus a step, where another class first leads
 
 
 def test_what_has_fallen_is_not_asked_about_again_and_the_hunt_ends_with_the_last() -> None:
     counted = Counted(Means())
-    network = Spared(counted, 16)
-    network.hunted(descent(network, 0.01, 1000))(*grey(0.505, 0.505, 0.525))
+    network = EarlyStopping(counted, 16)
+    network.stopping_early(descent(network, 0.01, 1000))(*grey(0.505, 0.505, 0.525))
     # Two are seen to have fallen at the second question, the third at the fourth.
     assert counted.images == 3 + 3 + 1 + 1
 
@@ -219,9 +219,9 @@ def test_a_network_that_resists_is_asked_as_often_as_plainly_and_in_no_larger_ba
     plain, counted = Counted(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), Counted(nn.Identity())
     counted.network = plain.network
     y = plain.network(digits.x).argmax(dim=1)
-    network, eps = Spared(counted, 16), 1e-6
+    network, eps = EarlyStopping(counted, 16), 1e-6
     ATTACKS["pgd"](plain, eps)(digits.x, y)
-    network.hunted(ATTACKS["pgd"](network, eps))(digits.x, y)
+    network.stopping_early(ATTACKS["pgd"](network, eps))(digits.x, y)
     assert counted.images == plain.images == STEPS * COUNT
     assert (plain.most, counted.most) == (COUNT, 16)
 
@@ -229,7 +229,7 @@ def test_a_network_that_resists_is_asked_as_often_as_plainly_and_in_no_larger_ba
 @pytest.mark.parametrize("name", ["pgd", "apgd", "apgdt"])
 def test_a_network_that_falls_is_asked_little(name: str, net: nn.Module, digits: Split) -> None:
     plain, counted = Counted(net), Counted(net)
-    network = Spared(counted, 16)
+    network = EarlyStopping(counted, 16)
     ATTACKS[name](plain, 0.3)(digits.x, digits.y)
     spared(name, network, ATTACKS[name](network, 0.3))(digits.x, digits.y)
     assert 2 * counted.images < plain.images
@@ -238,7 +238,7 @@ def test_a_network_that_falls_is_asked_little(name: str, net: nn.Module, digits:
 def test_what_has_fallen_tells_the_attack_its_last_answer_and_no_gradient() -> None:
     told: list[Tensor] = []
     slopes: list[Tensor] = []
-    network = Spared(Means(), 16)
+    network = EarlyStopping(Means(), 16)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
         for darker in (0.2, 0.1, 0.05):
@@ -248,7 +248,7 @@ def test_what_has_fallen_tells_the_attack_its_last_answer_and_no_gradient() -> N
             slopes.append(torch.autograd.grad(z.sum(), x)[0].flatten(1).norm(dim=1))
         return x.detach()
 
-    network.hunted(attack)(*grey(0.6, 1.0))
+    network.stopping_early(attack)(*grey(0.6, 1.0))
     assert torch.allclose(torch.stack(told)[:, :, 0], torch.tensor([[-0.1, 0.3], [-0.1, 0.2], [-0.1, 0.15]]))
     assert [(slope > 0).tolist() for slope in slopes] == [[True, True], [False, True], [False, True]]
 
@@ -259,29 +259,29 @@ def test_answers_that_lead_nowhere_fell_nothing(answer: float, digits: Split) ->
         def forward(self, x: Tensor) -> Tensor:
             return torch.full((len(x), 10), answer)
 
-    network = Spared(Always(), 16)
+    network = EarlyStopping(Always(), 16)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
         network(x)
         return x + 1
 
-    assert torch.equal(network.hunted(attack)(digits.x, digits.y), digits.x + 1)
+    assert torch.equal(network.stopping_early(attack)(digits.x, digits.y), digits.x + 1)
 
 
 def test_outside_a_hunt_the_network_answers_as_itself_also_after_an_attack_broke(net: nn.Module, digits: Split) -> None:
-    network = Spared(net, 7)
+    network = EarlyStopping(net, 7)
 
     def breaks(x: Tensor, y: Tensor) -> Tensor:
         network(x)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        network.hunted(breaks)(digits.x, digits.y)
+        network.stopping_early(breaks)(digits.x, digits.y)
     assert torch.allclose(network(digits.x), net(digits.x), atol=1e-5)
 
 
 def test_attacks_leave_the_network_in_eval_mode(net: nn.Module, digits: Split) -> None:
-    network = Spared(net, 16)
+    network = EarlyStopping(net, 16)
     for name, make in ATTACKS.items():
         spared(name, network, make(network, 0.2))(digits.x[:3], digits.y[:3])
     assert not any(layer.training for layer in network.modules())

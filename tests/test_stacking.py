@@ -15,15 +15,15 @@ from helpers import blobs, context, playable
 from kdbench import registry
 from kdbench.api import Context, Diverged, Loss, Split, fit
 from kdbench.attacks.kd import kd_loss
-from kdbench.game import stacking
 from kdbench.game.methods import Log
-from kdbench.game.stacking import Company, Stack, stacked
+from kdbench.training import fused as stacking
+from kdbench.training.fused import FusedGroup, FusedTraining, fused_network
 
 RTOL, ATOL = 1e-3, 1e-4  # of weights after some ten steps: sums in another order, grown on the way
 # Their layers mix channels of all members (concatenation, shuffling), or draw random numbers.
 SOLO = {"shufflenetv2", "distillation-mnist", "distillation-cifar10"}
 
-Player = Callable[[Context], nn.Module]
+MethodRecord = Callable[[Context], nn.Module]
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +36,17 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the stacks that are made."""
     sizes: list[int] = []
 
-    def of(works: Sequence[Any]) -> Stack | None:
+    def of(works: Sequence[Any]) -> FusedGroup | None:
         stack = made(works)
         sizes.extend([len(works)] if stack else [])
         return stack
 
-    made = Stack.of
-    monkeypatch.setattr(stacking.Stack, "of", of)
+    made = FusedGroup.of
+    monkeypatch.setattr(stacking.FusedGroup, "of", of)
     return sizes
 
 
-def fitting(loss: Loss, target: Any, data: Split, model: str | None = None) -> Player:
+def fitting(loss: Loss, target: Any, data: Split, model: str | None = None) -> MethodRecord:
     def play(ctx: Context) -> nn.Module:
         student = ctx.new_student(model)
         fit(student, loss, data.x, target, ctx)
@@ -55,23 +55,23 @@ def fitting(loss: Loss, target: Any, data: Split, model: str | None = None) -> P
     return play
 
 
-def alone(players: Sequence[tuple[Player, Context]]) -> list[nn.Module]:
+def alone(players: Sequence[tuple[MethodRecord, Context]]) -> list[nn.Module]:
     return [play(ctx) for play, ctx in players]
 
 
-def together(players: Sequence[tuple[Player, Context]]) -> list[nn.Module]:
+def together(players: Sequence[tuple[MethodRecord, Context]]) -> list[nn.Module]:
     """What each player makes; what one raises comes at the end."""
-    company = Company()
+    fused = FusedTraining()
     made: dict[int, nn.Module] = {}
     raised: list[BaseException] = []
 
-    def seat(number: int, play: Player, ctx: Context) -> None:
+    def seat(number: int, play: MethodRecord, ctx: Context) -> None:
         try:
-            made[number] = play(replace(ctx, company=company))
+            made[number] = play(replace(ctx, fused=fused))
         except BaseException as error:
             raised.append(error)
 
-    company.play([lambda n=n, p=p, c=c: seat(n, p, c) for n, (p, c) in enumerate(players)])  # type: ignore[misc]
+    fused.play([lambda n=n, p=p, c=c: seat(n, p, c) for n, (p, c) in enumerate(players)])  # type: ignore[misc]
     if raised:
         raise raised[0]
     return [made[n] for n in range(len(players))]
@@ -97,7 +97,7 @@ RECIPES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_students_of_a_stack_come_out_as_alone(data: Split, stacks: list[int], recipe: dict[str, Any]) -> None:
-    def players() -> list[tuple[Player, Context]]:
+    def players() -> list[tuple[MethodRecord, Context]]:
         teacher = context(data, seed=9).new_student("mini-16").eval()
         return [
             (fitting(F.cross_entropy, data.y, data), with_recipe(0, **recipe)),
@@ -106,9 +106,9 @@ def test_students_of_a_stack_come_out_as_alone(data: Split, stacks: list[int], r
             (fitting(kd_loss(20, 1.0, labelled=False), (teacher, data.y), data), with_recipe(2, **recipe)),
         ]
 
-    solo, company = alone(players()), together(players())
+    solo, fused = alone(players()), together(players())
     assert stacks == [4]
-    for ours, theirs in zip(company, solo, strict=True):
+    for ours, theirs in zip(fused, solo, strict=True):
         assert_close(ours, theirs)
         assert not ours.training
         assert all(p.grad is None for p in ours.parameters())
@@ -133,7 +133,7 @@ def test_each_network_stacks_or_is_left_alone(name: str) -> None:
         members.append(registry.load("model", name)((3, 32, 32), 10))
     x = torch.rand(2, 3, 32, 32)
     before = [copy.deepcopy(member.state_dict()) for member in members]
-    stack = stacked(members, x)
+    stack = fused_network(members, x)
     assert (stack is None) == (name in SOLO)
     for member, state in zip(members, before, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in member.state_dict().items())
@@ -171,7 +171,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("layer", [Odd, Tied, lambda: nn.Dropout(0.5), lambda: nn.LayerNorm(10), lambda: nn.Softmax(1)])
 def test_what_would_not_be_the_same_is_not_stacked(layer: Callable[[], nn.Module]) -> None:
     members = [nn.Sequential(nn.Flatten(), nn.Linear(64, 10), layer()) for _ in range(2)]
-    assert stacked(members, torch.rand(16, 1, 8, 8)) is None
+    assert fused_network(members, torch.rand(16, 1, 8, 8)) is None
 
 
 @pytest.mark.parametrize("change", [{"clip": 1.0}, {"epochs": 2}, {"lr": 0.01}], ids=str)
@@ -180,7 +180,7 @@ def test_those_who_do_not_go_together_train_alone_to_the_same_bits(
 ) -> None:
     both = {"clip": change.get("clip", 0.0)}
 
-    def players() -> list[tuple[Player, Context]]:
+    def players() -> list[tuple[MethodRecord, Context]]:
         return [
             (fitting(F.cross_entropy, data.y, data), with_recipe(0, **both)),
             (fitting(F.cross_entropy, data.y, data), with_recipe(1, **change)),
@@ -203,13 +203,13 @@ def test_a_player_may_fit_again_and_alone_what_others_do_not(data: Split, stacks
         fitting(F.cross_entropy, data.y, data, "mini-16")(ctx)
         return fitting(F.cross_entropy, data.y, data)(ctx)
 
-    def players() -> list[tuple[Player, Context]]:
+    def players() -> list[tuple[MethodRecord, Context]]:
         one = fitting(F.cross_entropy, data.y, data)
         return [(two, with_recipe(0)), (one, with_recipe(1)), (two, with_recipe(2)), (one, with_recipe(3))]
 
-    company, solo = together(players()), alone(players())
+    fused, solo = together(players()), alone(players())
     assert stacks == [2, 2, 2]  # two mini-16 beside two mini-8, then the mini-8 of those who had two to train
-    for ours, theirs in zip(company, solo, strict=True):
+    for ours, theirs in zip(fused, solo, strict=True):
         assert_close(ours, theirs)
 
 
@@ -230,10 +230,10 @@ def test_one_that_diverges_is_told_and_the_others_go_on(data: Split, stacks: lis
         return nn.Identity()
 
     others = [(fitting(F.cross_entropy, data.y, data), seed) for seed in (1, 2)]
-    company = together([(diverging, with_recipe(0)), *((play, with_recipe(seed)) for play, seed in others)])
+    fused = together([(diverging, with_recipe(0)), *((play, with_recipe(seed)) for play, seed in others)])
     assert "epoch 1" in str(caught[0])
     assert stacks == [3, 2]
-    for ours, theirs in zip(company[1:], alone([(play, with_recipe(seed)) for play, seed in others]), strict=True):
+    for ours, theirs in zip(fused[1:], alone([(play, with_recipe(seed)) for play, seed in others]), strict=True):
         assert_close(ours, theirs)
 
 
@@ -265,13 +265,13 @@ def test_one_that_fails_midway_is_told_and_keeps_what_its_student_has_learnt(
             fit(student, loss, data.x, target, ctx)
         return student
 
-    def players() -> list[tuple[Player, Context]]:
+    def players() -> list[tuple[MethodRecord, Context]]:
         fine = fitting(F.cross_entropy, data.y, data)
         return [(fine, with_recipe(1)), (failing, with_recipe(0)), (fine, with_recipe(2))]
 
-    company, solo = together(players()), alone(players())
+    fused, solo = together(players()), alone(players())
     assert stacks == [3, 2]
-    for ours, theirs in zip(company, solo, strict=True):
+    for ours, theirs in zip(fused, solo, strict=True):
         assert_close(ours, theirs)
 
 
@@ -311,7 +311,7 @@ def test_a_checkpoint_of_a_stack_is_that_of_its_members(
     """Whether it was made alone or together, it is resumed alone or together, to the same students."""
     kept: list[dict[str, Any]] = [{} for _ in range(3)]
 
-    def players(stop_after: int) -> list[tuple[Player, Context]]:
+    def players(stop_after: int) -> list[tuple[MethodRecord, Context]]:
         contexts = [with_recipe(seed, epochs=4, **recipe) for seed in range(3)]
         logs = [Keeping(ctx.generator, kept[n], stop_after) for n, ctx in enumerate(contexts)]
         play = fitting(F.cross_entropy, data.y, data)
@@ -335,7 +335,7 @@ def test_a_stack_asks_each_teacher_about_its_own_batches(data: Split) -> None:
     """The very images, in the very order, that it would be asked about alone."""
     asked: list[list[Tensor]] = []
 
-    def players() -> list[tuple[Player, Context]]:
+    def players() -> list[tuple[MethodRecord, Context]]:
         found = []
         for seed in range(3):
             heard: list[Tensor] = []

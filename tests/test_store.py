@@ -21,10 +21,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from helpers import blobs
-from kdbench.errors import KdbenchError
-from kdbench.runner import store as stores
-from kdbench.runner.checkpoint import load_state, load_tensors, load_weights, save_state, save_tensors, save_weights
-from kdbench.runner.store import (
+from kdbench.engine import store as stores
+from kdbench.engine.store import (
     CLAIM_SECONDS,
     KINDS,
     MANIFEST,
@@ -33,9 +31,11 @@ from kdbench.runner.store import (
     digest,
     file_digest,
     read_json,
-    sweep,
+    collect_garbage,
     write_json,
 )
+from kdbench.engine.tensors import load_state, load_tensors, load_weights, save_state, save_tensors, save_weights
+from kdbench.errors import KdbenchError
 from kdbench.zoo.networks import mini_8
 
 KEY = "train/0123456789abcdef"
@@ -116,7 +116,7 @@ def test_what_is_not_a_number_has_no_digest() -> None:
 def test_a_published_stage_is_in_place_with_what_was_built(store: Store) -> None:
     assert store.publish(KEY, built(store, weights="w", notes="n"), {"metrics": {"loss": 0.5}}) is True
     assert store.has(KEY)
-    assert store.published() == {KEY}
+    assert store.finished() == {KEY}
     assert store.manifest(KEY)["metrics"] == {"loss": 0.5}
     assert store.manifest(KEY)["key"] == KEY
     assert (store.path(KEY) / "weights.txt").read_text() == "w"
@@ -164,7 +164,7 @@ def test_a_stage_that_is_seen_is_whole(store: Store) -> None:
     seen: set[str] = set()
 
     def look() -> None:
-        for key in store.published() - seen:
+        for key in store.finished() - seen:
             seen.add(key)
             files = store.manifest(key)["files"]
             if {name: file_digest(store.path(key) / name) for name in files} != files or len(files) != 5:
@@ -189,7 +189,7 @@ def test_a_stage_that_is_seen_is_whole(store: Store) -> None:
 def test_a_half_built_folder_is_never_seen(store: Store) -> None:
     folder = built(store, weights="half")
     write_json(folder / MANIFEST, {"key": KEY})
-    assert store.published() == set()
+    assert store.finished() == set()
     assert not store.has(KEY)
 
 
@@ -205,7 +205,7 @@ def test_a_publisher_that_dies_at_any_step_before_the_rename_leaves_nothing_visi
         patch.setattr(stores, step, die)
         with pytest.raises(KeyboardInterrupt):
             store.publish(KEY, folder, {})
-    assert store.published() == set()
+    assert store.finished() == set()
     assert store.publish(KEY, built(store), {}) is True
 
 
@@ -249,7 +249,7 @@ def test_a_discarded_stage_is_gone_and_can_be_published_again(store: Store) -> N
     store.publish(KEY, built(store, weights="old"), {})
     store.publish(OTHER, built(store, OTHER), {})
     store.discard(KEY)
-    assert store.published() == {OTHER}
+    assert store.finished() == {OTHER}
     assert not store.path(KEY).exists()
     assert os.listdir(store.root / "tmp") == []
     assert store.publish(KEY, built(store, weights="new"), {}) is True
@@ -258,13 +258,13 @@ def test_a_discarded_stage_is_gone_and_can_be_published_again(store: Store) -> N
 
 def test_discarding_what_is_not_there_is_nothing(store: Store) -> None:
     store.discard(KEY)
-    assert store.published() == set()
+    assert store.finished() == set()
 
 
 def test_a_store_opened_again_has_what_it_had(store: Store) -> None:
     store.publish(KEY, built(store), {"seconds": 1.5})
     again = Store(store.root)
-    assert again.published() == {KEY}
+    assert again.finished() == {KEY}
     assert again.manifest(KEY) == store.manifest(KEY)
 
 
@@ -284,14 +284,14 @@ def test_a_failure_is_kept_until_it_is_forgiven(store: Store) -> None:
     store.fail(KEY, {"reason": "second", "traceback": "t"})
     assert store.failure(KEY) == {"reason": "second", "traceback": "t"}
     assert store.failure(OTHER) is None
-    store.forgive(KEY)
-    store.forgive(KEY)
+    store.clear_failure(KEY)
+    store.clear_failure(KEY)
     assert store.failure(KEY) is None
 
 
 def test_a_failed_stage_is_not_published(store: Store) -> None:
     store.fail(KEY, {"reason": "r"})
-    assert store.published() == set()
+    assert store.finished() == set()
 
 
 def test_a_failure_that_is_forgiven_while_it_is_read_is_no_failure(
@@ -303,7 +303,7 @@ def test_a_failure_that_is_forgiven_while_it_is_read_is_no_failure(
 
     def forgiven(path: Path) -> list[str]:
         names = listing(path)
-        store.forgive(KEY)
+        store.clear_failure(KEY)
         return names
 
     monkeypatch.setattr(os, "listdir", forgiven)
@@ -317,9 +317,9 @@ def test_a_specification_comes_back_as_json_has_it(store: Store) -> None:
 
 def test_progress_is_empty_until_something_was_said_and_after_the_work_is_forgotten(store: Store) -> None:
     assert store.progress(KEY) == {}
-    write_json(store.workplace(KEY) / "progress.json", {"share": 0.5, "text": "half"})
+    write_json(store.checkpoint_folder(KEY) / "progress.json", {"share": 0.5, "text": "half"})
     assert store.progress(KEY) == {"share": 0.5, "text": "half"}
-    store.forget_work(KEY)
+    store.delete_checkpoints(KEY)
     assert store.progress(KEY) == {}
     assert os.listdir(store.root / "work") == []
 
@@ -384,7 +384,7 @@ def test_a_claim_of_a_dead_process_on_this_host_is_free_at_once(store: Store, de
 
 def test_a_killed_process_frees_its_claim(store: Store) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from kdbench.runner.store import Store\n"
+        "import sys, time; from pathlib import Path; from kdbench.engine.store import Store\n"
         f"with Store(Path(sys.argv[1])).claim({KEY!r}) as held: print(held is not None, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(store.root)]
@@ -434,7 +434,7 @@ def test_a_heartbeat_keeps_a_claim(store: Store) -> None:
     with store.claim(KEY) as held:
         assert held is not None
         os.utime(claim_file(store), (time.time() - CLAIM_SECONDS - 20,) * 2)
-        held.beat()
+        held.heartbeat()
         with store.claim(KEY) as second:
             assert second is None
 
@@ -470,12 +470,12 @@ def test_nobody_takes_a_fresh_claim_for_the_stale_one(store: Store, monkeypatch:
         silent = measure(path)
         if not second:
             second.append(False)
-            second[0] = rivals.enter_context(store.claim(KEY)) is not None
+            second[0] = competing_students.enter_context(store.claim(KEY)) is not None
         return silent
 
     abandon(store, "elsewhere", 1, CLAIM_SECONDS + 20)
     monkeypatch.setattr(stores, "_silent_seconds", interrupted)
-    with ExitStack() as rivals, store.claim(KEY) as first:
+    with ExitStack() as competing_students, store.claim(KEY) as first:
         assert [first is not None, *second].count(True) == 1
 
 
@@ -485,12 +485,12 @@ def test_a_claim_made_while_another_was_let_go_holds(store: Store, monkeypatch: 
     def let_go_and_taken(_: str) -> bool:
         monkeypatch.undo()
         claim_file(store).unlink()
-        assert rivals.enter_context(store.claim(KEY)) is not None
+        assert competing_students.enter_context(store.claim(KEY)) is not None
         raise FileNotFoundError
 
     abandon(store, "elsewhere", 1, silent=0)
     monkeypatch.setattr(stores, "_is_dead", let_go_and_taken)
-    with ExitStack() as rivals, store.claim(KEY) as late:
+    with ExitStack() as competing_students, store.claim(KEY) as late:
         assert late is None
         assert claim_file(store).exists()
 
@@ -512,7 +512,7 @@ def test_a_holder_whose_claim_was_broken_leaves_the_next_ones_alone(store: Store
         claim_file(store).unlink()
         abandon(store, "elsewhere", 1, silent=CLAIM_SECONDS - 20)
         before = claim_file(store).stat().st_mtime
-        slow.beat()
+        slow.heartbeat()
         assert claim_file(store).stat().st_mtime == before
     with store.claim(KEY) as third:
         assert third is None
@@ -522,9 +522,9 @@ def test_a_heartbeat_of_a_claim_that_is_gone_is_nothing(store: Store, monkeypatc
     with store.claim(KEY) as held:
         assert held is not None
         claim_file(store).unlink()
-        held.beat()
+        held.heartbeat()
         monkeypatch.setattr(Path, "exists", lambda _: True)  # removed between a look and the beat
-        held.beat()
+        held.heartbeat()
 
 
 def test_probes_are_removed(store: Store) -> None:
@@ -539,7 +539,7 @@ def test_sweeping_removes_claims_of_the_dead_and_no_others(store: Store) -> None
     with store.claim(KEY) as claim:
         dead = store.root / "claims" / "steal-dead"
         dead.write_text(f"{socket.gethostname()} {2**22 + 1} token")  # above any process number
-        sweep(store)
+        collect_garbage(store)
         assert claim
         assert [path.name for path in (store.root / "claims").iterdir()] == [KEY.replace("/", "-")]
 
@@ -549,7 +549,7 @@ def test_sweeping_removes_old_scratch_folders_and_no_young_ones(store: Store) ->
     os.utime(old, (time.time() - 8 * 86400,) * 2)
     store.publish(KEY, built(store), {})
     os.utime(store.path(KEY), (time.time() - 8 * 86400,) * 2)
-    sweep(store)
+    collect_garbage(store)
     assert not old.exists()
     assert young.exists()
     assert store.has(KEY)
@@ -733,7 +733,7 @@ def test_every_kind_of_stage_has_its_folder(store: Store) -> None:
 def test_a_checkpoint_is_known_by_when_it_was_saved(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.checkpointed(KEY) == 0
-    work = store.workplace(KEY)
+    work = store.checkpoint_folder(KEY)
     assert store.checkpointed(KEY) == 0
     for name, moment in (("part-1.safetensors", 5), ("part-2.safetensors", 9), (".part-3.safetensors.1.partial", 20)):
         (work / name).touch()

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from kdbench import registry
-from kdbench.api import Answers, KdbenchError, Recipe, ThreatModel
+from kdbench.api import Access, KdbenchError, Recipe, Scenario
 from kdbench.attacks.assistant_kd import AssistantKD
 from kdbench.attacks.kd import KD
 from kdbench.defenses.nasty import Nasty
 from kdbench.defenses.none import NoDefense
-from kdbench.game.robustness import Evasion
-from kdbench.runner import suite as suites
-from kdbench.runner.benchmark import Suite, with_yardstick
+from kdbench.evaluation.adversarial import Robustness
+from kdbench.suites import reader as suites
+from kdbench.suites.suite import Suite, with_undefended
 
 HEAD = """\
 defenses = ["none", "nasty"]
@@ -62,11 +62,11 @@ def test_every_shipped_suite_loads_and_plays_what_it_says(name: str) -> None:
     assert suite.name == name
     assert suite.title
     assert len(suite.seeds) >= 3
-    assert list(dict.fromkeys(choice.label.partition("+")[0] for choice in suite.defenses)) == tree["defenses"]
-    assert list(dict.fromkeys(choice.label.partition("+")[0] for choice in suite.attacks)) == tree["attacks"]
+    assert list(dict.fromkeys(choice.name.partition("+")[0] for choice in suite.defenses)) == tree["defenses"]
+    assert list(dict.fromkeys(choice.name.partition("+")[0] for choice in suite.attacks)) == tree["attacks"]
     # Who sees labels only is no yardstick of thieves who own no image to ask about.
-    theirs = {"hard-label"} if any(choice.instance.owned().fraction for choice in suite.attacks) else set()
-    assert {"cross-entropy", "label-smoothing"} | theirs <= {choice.label for choice in suite.baselines}
+    theirs = {"hard-label"} if any(choice.instance.data_subset().fraction for choice in suite.attacks) else set()
+    assert {"cross-entropy", "label-smoothing"} | theirs <= {choice.name for choice in suite.baselines}
     assert any(choice.method == "none" for choice in suite.defenses)
 
 
@@ -101,7 +101,7 @@ network = "mini-8"
 lr = 1
 
 [threat]
-answers = "topk"
+access = "topk"
 topk = 2
 budget = 100
 
@@ -116,9 +116,9 @@ omega = 0.5
     assert (suite.victim, suite.students) == ("mini-16", ("mini-8",))
     assert suite.victim_recipe == Recipe(epochs=2, milestones=(1,))
     assert suite.student_recipes == {"mini-8": Recipe(lr=1.0)}
-    assert suite.threat == ThreatModel(answers=Answers.TOPK, topk=2, budget=100)
-    assert suite.evasion == Evasion(level="none")
-    assert suite.dataset.label == "blobs"
+    assert suite.scenario == Scenario(access=Access.TOPK, topk=2, budget=100)
+    assert suite.robustness == Robustness(level="none")
+    assert suite.dataset.name == "blobs"
     assert [choice.instance for choice in suite.defenses] == [NoDefense(), Nasty(omega=0.5)]
     assert suite.defenses[1].fields == {"tau": 4.0, "omega": 0.5, "clip": 1.0}
     assert [choice.instance for choice in suite.attacks] == [KD()]
@@ -127,11 +127,11 @@ omega = 0.5
 def test_what_a_file_does_not_say_has_defaults(tmp_path: Path) -> None:
     suite = read(tmp_path, '[victim]\nnetwork = "mini-8"\n[student]\nnetwork = "mini-8"\n')
     assert suite.seeds == (0, 1, 2)
-    assert suite.dataset.label == "digits"
-    assert [choice.label for choice in suite.defenses] == ["none"]
-    assert [choice.label for choice in suite.attacks] == ["kd"]
-    assert [choice.label for choice in suite.baselines] == ["cross-entropy", "label-smoothing", "hard-label"]
-    assert (suite.threat, suite.evasion) == (ThreatModel(), Evasion())
+    assert suite.dataset.name == "digits"
+    assert [choice.name for choice in suite.defenses] == ["none"]
+    assert [choice.name for choice in suite.attacks] == ["kd"]
+    assert [choice.name for choice in suite.baselines] == ["cross-entropy", "label-smoothing", "hard-label"]
+    assert (suite.scenario, suite.robustness) == (Scenario(), Robustness())
     assert suite.victim_recipe == suite.student_recipes["mini-8"] == Recipe()
 
 
@@ -158,7 +158,7 @@ method = "kd"
 temperature = 20
 """
     suite = read(tmp_path, text)
-    assert [(choice.label, choice.method) for choice in suite.defenses] == [
+    assert [(choice.name, choice.method) for choice in suite.defenses] == [
         ("none", "none"),
         ("nasty", "nasty"),
         ("nasty-0.5", "nasty"),
@@ -178,14 +178,14 @@ def test_a_change_goes_by_its_dotted_path_and_leaves_the_rest(tmp_path: Path) ->
         "victim.recipe.epochs": 3,
         "seeds": 1,
         "robustness.level": "none",
-        "threat.answers": "label",
+        "scenario.access": "label",
     }
     suite, before = read(tmp_path, GOOD, changes), read(tmp_path, GOOD)
     assert suite.attacks[0].instance == KD(temperature=20.0)
     assert suite.victim_recipe == Recipe(epochs=3)
     assert suite.seeds == (0,)
-    assert suite.evasion.level == "none"
-    assert suite.threat.answers is Answers.LABEL
+    assert suite.robustness.level == "none"
+    assert suite.scenario.access is Access.LABEL
     assert suite.student_recipes == before.student_recipes
     assert suite.defenses == before.defenses
 
@@ -253,7 +253,7 @@ ELEVEN = "mine.toml, line 11: "  # of what stands on the second line after GOOD
         (GOOD + "[victim.recipe]\nepochs = 1.5\n", ELEVEN + "victim.recipe.epochs must be a valid integer, not 1.5."),
         (GOOD + "[student.recipe]\nmilestones = [1, -1]\n", ELEVEN + "student.recipe.milestones[1] must be greater"),
         (GOOD + "[student.recipe]\nlr = nan\n", ELEVEN + "student.recipe.lr must be a finite number, not nan."),
-        (GOOD + '[threat]\nanswers = "prob"\n', ELEVEN + "threat.answers must be one of nothing, label, topk, probs, weights"),
+        (GOOD + '[threat]\nanswers = "prob"\n', ELEVEN + "scenario.access must be one of nothing, label, topk, probs, weights"),
         (GOOD + "[threat]\nbudget = 0\n", ELEVEN + "threat.budget must be greater than or equal to 1, not 0."),
         (GOOD + '[robustness]\nlevel = "all"\n', ELEVEN + f"robustness.level must be {LEVELS}, not 'all'."),
         (GOOD + "[robustness]\neps = 0\n", ELEVEN + "robustness.eps must be greater than 0, not 0."),
@@ -321,7 +321,7 @@ def test_a_name_that_does_not_exist_is_named_with_its_line_and_the_nearest(
         ),
         (
             GOOD + "[threat]\nanswers = 3\n",
-            "line 11: threat.answers must be one of nothing, label, topk, probs, weights, not 3.",
+            "line 11: scenario.access must be one of nothing, label, topk, probs, weights, not 3.",
         ),
         ("attack = 3\n" + GOOD, "line 1: 'attack' is a table of fields, not 3."),
         (GOOD + "[defense]\nnasty = 3\n", "line 11: 'defense.nasty' is a table of fields, not 3."),
@@ -418,10 +418,10 @@ def test_networks_that_an_attack_asks_for_are_known_before_any_training(tmp_path
 
 def test_none_is_always_among_the_defenses(tmp_path: Path) -> None:
     suite = read(tmp_path, GOOD, {"defenses": ["nasty"]})
-    assert [choice.label for choice in with_yardstick(suite).defenses] == ["none", "nasty"]
-    assert with_yardstick(suite).defenses[0] == read(tmp_path, GOOD).defenses[0]
+    assert [choice.name for choice in with_undefended(suite).defenses] == ["none", "nasty"]
+    assert with_undefended(suite).defenses[0] == read(tmp_path, GOOD).defenses[0]
 
 
 def test_a_suite_that_plays_none_stays_as_it_is(tmp_path: Path) -> None:
     suite = read(tmp_path, GOOD)
-    assert with_yardstick(suite) is suite
+    assert with_undefended(suite) is suite

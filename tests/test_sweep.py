@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from test_suite import GOOD, complaint, read
 
 from kdbench.api import Recipe
-from kdbench.board.results import Published
 from kdbench.defenses.nasty import Nasty
 from kdbench.defenses.stingy import Stingy
+from kdbench.engine.plan import Numerics, Plan, make_plan
 from kdbench.game.fields import build
-from kdbench.runner import suite as suites
-from kdbench.runner.benchmark import Figure, Suite, with_yardstick
-from kdbench.runner.command import Request
-from kdbench.runner.plan import Numerics, Plan, make_plan
-from kdbench.runner.sweep import Sweep, spread
+from kdbench.records import ReportedNumber
+from kdbench.runs.command import Request
+from kdbench.suites import reader as suites
+from kdbench.suites.suite import ReportedNumber, Suite, with_undefended
+from kdbench.suites.sweeps import Sweep, spread
 from runs import DUEL, Json, Played, run
 
 OMEGA = '\n[[sweep]]\nvary = "defense.nasty.omega"\nvalues = [0.1, 1]\n'
@@ -36,7 +36,7 @@ def sweep(vary: str, values: str) -> str:
 
 def labels(folder: Path, text: str, changes: Json | None = None) -> list[str]:
     """The labels of the defenses that a file plays."""
-    return [choice.label for choice in read(folder, text, changes).defenses]
+    return [choice.name for choice in read(folder, text, changes).defenses]
 
 
 # What a sweep plays
@@ -46,7 +46,7 @@ def test_a_swept_method_is_played_with_each_value_in_its_place(tmp_path: Path) -
     text = GOOD.replace('"nasty"]', '"nasty", "stingy"]')
     suite, before = read(tmp_path, text + OMEGA), read(tmp_path, text)
     none, mild, strong, stingy = suite.defenses
-    assert [mild.label, strong.label] == SWEPT
+    assert [mild.name, strong.name] == SWEPT
     assert [mild.method, strong.method] == ["nasty", "nasty"]
     assert [mild.instance, strong.instance] == [Nasty(omega=0.1), Nasty(omega=1.0)]
     assert (none, stingy) == (before.defenses[0], before.defenses[2])
@@ -71,7 +71,7 @@ def test_a_label_says_the_field_and_the_value_or_how_long_a_list_is(
 ) -> None:
     text = GOOD.replace('"kd"', f'"{method}"') + sweep(f'"attack.{method}.{field}"', repr([value]))
     [attack] = read(tmp_path, text).attacks
-    assert (attack.label, attack.method) == (label, method)
+    assert (attack.name, attack.method) == (label, method)
     assert vars(attack.instance)[field] == kept
 
 
@@ -87,13 +87,13 @@ def test_whatever_the_value_a_label_is_one(value: Any) -> None:
 def test_several_fields_change_together_and_the_first_names_the_point(tmp_path: Path) -> None:
     text = GOOD + sweep('["defense.nasty.omega", "defense.nasty.tau"]', "[[0.1, 2], [1, 9]]")
     _, mild, strong = read(tmp_path, text).defenses
-    assert [mild.label, strong.label] == SWEPT
+    assert [mild.name, strong.name] == SWEPT
     assert [mild.instance, strong.instance] == [Nasty(omega=0.1, tau=2.0), Nasty(omega=1.0, tau=9.0)]
 
 
 def test_two_sweeps_of_a_method_make_all_combinations(tmp_path: Path) -> None:
     suite = read(tmp_path, GOOD + OMEGA + sweep('"defense.nasty.tau"', "[2, 9]"))
-    assert [(choice.label, choice.instance) for choice in suite.defenses[1:]] == [
+    assert [(choice.name, choice.instance) for choice in suite.defenses[1:]] == [
         (f"nasty+omega-{omega:g}+tau-{tau:g}", Nasty(omega=omega, tau=tau))
         for omega in (0.1, 1.0)
         for tau in (2.0, 9.0)
@@ -102,8 +102,8 @@ def test_two_sweeps_of_a_method_make_all_combinations(tmp_path: Path) -> None:
 
 def test_sweeps_of_two_methods_leave_each_other_alone(tmp_path: Path) -> None:
     suite = read(tmp_path, GOOD + OMEGA + sweep('"attack.kd.alpha"', "[0.1, 0.5, 0.9]"))
-    assert [choice.label for choice in suite.defenses] == ["none", *SWEPT]
-    assert [choice.label for choice in suite.attacks] == ["kd+alpha-0.1", "kd+alpha-0.5", "kd+alpha-0.9"]
+    assert [choice.name for choice in suite.defenses] == ["none", *SWEPT]
+    assert [choice.name for choice in suite.attacks] == ["kd+alpha-0.1", "kd+alpha-0.5", "kd+alpha-0.9"]
 
 
 def test_a_list_is_one_value_of_one_field_and_a_point_of_several(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_list_is_one_value_of_one_field_and_a_point_of_several(tmp_path: Path)
     assert [choice.instance.chain for choice in one.attacks] == [(), ("mini-8",)]
     paths = '["attack.assistant-kd.chain", "attack.assistant-kd.alpha"]'
     two = read(tmp_path, text + sweep(paths, '[[[], 0.5], [["mini-8"], 1]]'))
-    assert [(c.label, c.instance.chain, c.instance.alpha) for c in two.attacks] == [
+    assert [(c.name, c.instance.chain, c.instance.alpha) for c in two.attacks] == [
         ("assistant-kd+chain-0", (), 0.5),
         ("assistant-kd+chain-1", ("mini-8",), 1.0),
     ]
@@ -120,8 +120,8 @@ def test_a_list_is_one_value_of_one_field_and_a_point_of_several(tmp_path: Path)
 
 def test_a_baseline_is_swept_where_the_file_names_it(tmp_path: Path) -> None:
     text = 'baselines = ["label-smoothing", "hard-label"]\n' + GOOD
-    suite = read(tmp_path, text + sweep('"attack.label-smoothing.smoothing"', "[0.1, 0.2]"))
-    assert [choice.label for choice in suite.baselines] == [
+    suite = read(tmp_path, text + sweep('"attack.name-smoothing.smoothing"', "[0.1, 0.2]"))
+    assert [choice.name for choice in suite.baselines] == [
         "label-smoothing+smoothing-0.1",
         "label-smoothing+smoothing-0.2",
         "hard-label",
@@ -138,7 +138,7 @@ def test_the_recipe_of_a_defense_can_be_swept_with_its_fields(tmp_path: Path) ->
 def test_a_label_of_ones_own_is_swept_as_the_method_behind_it(tmp_path: Path) -> None:
     text = GOOD.replace('"nasty"]', '"mild"]') + '[defense.mild]\nmethod = "nasty"\ntau = 2\n'
     suite = read(tmp_path, text + sweep('"defense.mild.omega"', "[0.1]"))
-    assert [(c.label, c.method, c.instance) for c in suite.defenses[1:]] == [
+    assert [(c.name, c.method, c.instance) for c in suite.defenses[1:]] == [
         ("mild+omega-0.1", "nasty", Nasty(omega=0.1, tau=2.0))
     ]
 
@@ -192,7 +192,7 @@ def test_a_sweep_plans_what_its_points_written_out_would(plan: Callable[..., Pla
         "attack": {"kd+alpha-0.5": {"method": "kd", "alpha": 0.5}, "partial-kd": {"fraction": 0.5}},
     }
     swept, same = plan(vary), plan(written)
-    assert {stage.label for stage in swept.stages.values() if stage.kind == "harden"} == {
+    assert {stage.title for stage in swept.stages.values() if stage.kind == "harden"} == {
         f"harden by {label}, seed 0" for label in SWEPT
     }
     assert {cell.name: cell.keys for cell in same.cells} == {cell.name: cell.keys for cell in swept.cells}
@@ -208,7 +208,7 @@ def test_every_shipped_sweep_is_played_at_all_its_points(name: str) -> None:
         swept = build(Sweep, table, "sweep")
         kind, label = swept.method
         for ending, _ in swept.points():
-            points = [c for c in played[kind] if c.label.startswith(f"{label}+") and f"{ending}+" in f"{c.label}+"]
+            points = [c for c in played[kind] if c.name.startswith(f"{label}+") and f"{ending}+" in f"{c.name}+"]
             assert points, (label, ending)
 
 
@@ -218,10 +218,10 @@ def test_every_shipped_sweep_is_played_at_all_its_points(name: str) -> None:
 def test_a_defense_that_is_chosen_is_swept(tmp_path: Path) -> None:
     changes = Request(defense=["nasty"]).tree()
     assert labels(tmp_path, GOOD + OMEGA, changes) == SWEPT
-    chosen = with_yardstick(suites.load("omega-digits", Request(defense=["nasty"], attack=["kd"]).tree()))
+    chosen = with_undefended(suites.load("omega-digits", Request(defense=["nasty"], attack=["kd"]).tree()))
     swept = suites.load("omega-digits")
-    assert [c.label for c in chosen.defenses] == [c.label for c in swept.defenses]
-    assert [c.label for c in chosen.attacks] == ["kd"]
+    assert [c.name for c in chosen.defenses] == [c.name for c in swept.defenses]
+    assert [c.name for c in chosen.attacks] == ["kd"]
 
 
 def test_other_fields_of_a_swept_method_are_set_at_every_point(tmp_path: Path) -> None:
@@ -319,10 +319,10 @@ def test_a_method_that_is_played_because_the_file_names_none_is_swept(tmp_path: 
     text = GOOD.replace('attacks = ["kd"]\n', "")
     suite = read(
         tmp_path,
-        text + sweep('"attack.kd.alpha"', "[0.1]") + sweep('"attack.label-smoothing.smoothing"', "[0.1, 0.2]"),
+        text + sweep('"attack.kd.alpha"', "[0.1]") + sweep('"attack.name-smoothing.smoothing"', "[0.1, 0.2]"),
     )
-    assert [choice.label for choice in suite.attacks] == ["kd+alpha-0.1"]
-    assert [choice.label for choice in suite.baselines] == [
+    assert [choice.name for choice in suite.attacks] == ["kd+alpha-0.1"]
+    assert [choice.name for choice in suite.baselines] == [
         "cross-entropy",
         "label-smoothing+smoothing-0.1",
         "label-smoothing+smoothing-0.2",
@@ -395,8 +395,8 @@ def test_a_mistake_elsewhere_in_the_file_is_still_a_sentence(tmp_path: Path, tex
 # What papers say
 
 
-def figure(**changes: Any) -> Figure:
-    return Figure(**{"accuracy": 0.9, "source": "a table", "evidence": "paper", **changes})
+def figure(**changes: Any) -> ReportedNumber:
+    return ReportedNumber(**{"accuracy": 0.9, "source": "a table", "evidence": "paper", **changes})
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def figure(**changes: Any) -> Figure:
 def test_a_figure_is_given_to_the_cells_it_is_about(
     said: Json, cell: tuple[str, str, str, str], metric: str | None
 ) -> None:
-    expected = Published(metric, 0.9, "a table", "paper") if metric else None
+    expected = ReportedNumber(metric, 0.9, "a table", "paper") if metric else None
     assert figure(**said).of(*cell) == expected
 
 
@@ -439,8 +439,8 @@ def test_the_record_of_a_cell_carries_what_papers_say_of_it(
         {"defense": "none", "accuracy": 0.6, "victim": "mini-16"},
     ]
     figures = [{"source": "a table", "evidence": "memory", **one} for one in said]
-    cells = run(tiny({"published": figures}), tmp_path, store=golden.folder / "store")
-    found = {name: [(one.metric, one.value) for one in cell.published] for name, cell in cells.items()}
+    cells = run(tiny({"reported": figures}), tmp_path, store=golden.folder / "store")
+    found = {name: [(one.metric, one.value) for one in cell.reported] for name, cell in cells.items()}
     assert found["nasty--kd--mini-8--seed0"] == [("victim_acc", 0.9), ("student_acc", 0.8)]
     assert (
         found["nasty--partial-kd--mini-8--seed0"] == found["nasty--hard-label--mini-8--seed0"] == [("victim_acc", 0.9)]
@@ -451,56 +451,56 @@ def test_the_record_of_a_cell_carries_what_papers_say_of_it(
 
 
 def test_a_figure_names_a_point_of_a_sweep_by_its_label(tmp_path: Path) -> None:
-    text = '\n[[published]]\ndefense = "nasty+omega-1"\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n'
+    text = '\n[[reported]]\ndefense = "nasty+omega-1"\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n'
     suite = read(tmp_path, GOOD + OMEGA + text)
-    [said] = suite.published
-    assert [bool(said.of(c.label, "kd", "mini-8", suite.victim)) for c in suite.defenses] == [False, False, True]
+    [said] = suite.reported
+    assert [bool(said.of(c.name, "kd", "mini-8", suite.victim)) for c in suite.defenses] == [False, False, True]
 
 
-FIGURES = [(name, said) for name in suites.shipped() for said in suites.load(name).published]
+FIGURES = [(name, said) for name in suites.shipped() for said in suites.load(name).reported]
 
 
 @pytest.mark.parametrize(
     ("name", "said"), FIGURES, ids=[f"{n}-{f.defense or 'alone'}-{f.attack}-{f.student}-{f.victim}" for n, f in FIGURES]
 )
-def test_every_shipped_figure_is_about_a_cell_of_its_suite(name: str, said: Figure) -> None:
+def test_every_shipped_figure_is_about_a_cell_of_its_suite(name: str, said: ReportedNumber) -> None:
     """With the victim that it names; a victim that distils into itself is played by --student too, as the files say."""
     changes: Json = {"seeds": 1, **({"victim.network": said.victim} if said.victim else {})}
     if said.student == said.victim != "":
         changes["student.networks"] = [said.student]
     suite = suites.load(name, changes)
-    plan = make_plan(suite, Numerics(), "d", {choice.label: "e" for choice in suite.publics})
+    plan = make_plan(suite, Numerics(), "d", {choice.name: "e" for choice in suite.surrogates})
     about = [
-        c for c in plan.cells if said.of(c.defense.label if c.defense else "", c.attack.label, c.student, suite.victim)
+        c for c in plan.cells if said.of(c.defense.name if c.defense else "", c.attack.name, c.student, suite.victim)
     ]
     assert about
     if said.attack:
-        assert {c.attack.label for c in about} == {said.attack}
+        assert {c.attack.name for c in about} == {said.attack}
         assert not said.student or len(about) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ('source = "s"\nevidence = "paper"\n', 11, "published: the field 'accuracy' is missing."),
-        ('accuracy = 0.9\nevidence = "paper"\n', 11, "published: the field 'source' is missing."),
-        ('accuracy = 0.9\nsource = "s"\n', 11, "published: the field 'evidence' is missing."),
-        ('accuracy = 90.1\nsource = "s"\n', 12, "published.accuracy must be less than or equal to 1, not 90.1."),
-        ('accuracy = 0.9\nevidence = "rumour"\n', 13, "published.evidence must be 'code', 'paper', 'issue', 'log', "),
+        ('source = "s"\nevidence = "paper"\n', 11, "reported: the field 'accuracy' is missing."),
+        ('accuracy = 0.9\nevidence = "paper"\n', 11, "reported: the field 'source' is missing."),
+        ('accuracy = 0.9\nsource = "s"\n', 11, "reported: the field 'evidence' is missing."),
+        ('accuracy = 90.1\nsource = "s"\n', 12, "reported.accuracy must be less than or equal to 1, not 90.1."),
+        ('accuracy = 0.9\nevidence = "rumour"\n', 13, "reported.evidence must be 'code', 'paper', 'issue', 'log', "),
         (
             'acuracy = 0.9\nevidence = "paper"\n',
             12,
-            "There is no field 'acuracy' in published. Did you mean 'accuracy'?",
+            "There is no field 'acuracy' in reported. Did you mean 'accuracy'?",
         ),
     ],
 )
 def test_a_wrong_figure_is_named_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
-    assert complaint(tmp_path, f"{GOOD}\n[[published]]\n{text}").startswith(f"mine.toml, line {line}: {said}")
+    assert complaint(tmp_path, f"{GOOD}\n[[reported]]\n{text}").startswith(f"mine.toml, line {line}: {said}")
 
 
 def test_figures_are_an_array_of_tables(tmp_path: Path) -> None:
-    said = complaint(tmp_path, GOOD + "\n[published]\naccuracy = 0.9\n")
-    assert said == "mine.toml, line 11: 'published' is written as [[published]], once for each."
+    said = complaint(tmp_path, GOOD + "\n[reported]\naccuracy = 0.9\n")
+    assert said == "mine.toml, line 11: 'reported' is written as [[reported]], once for each."
 
 
 @pytest.mark.parametrize(
@@ -516,15 +516,15 @@ def test_figures_are_an_array_of_tables(tmp_path: Path) -> None:
 )
 def test_a_figure_about_nothing_there_is_is_refused(tmp_path: Path, about: Json) -> None:
     lines = "".join(f'{name} = "{value}"\n' for name, value in about.items())
-    complaint(tmp_path, f'{GOOD}\n[[published]]\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n{lines}')
+    complaint(tmp_path, f'{GOOD}\n[[reported]]\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n{lines}')
 
 
 def test_a_figure_of_students_trained_alone_is_about_those_with_all_the_data(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     said = {"attack": "cross-entropy", "accuracy": 0.7, "source": "s", "evidence": "paper"}
-    cells = run(tiny({"published": [said]}), tmp_path, store=golden.folder / "store")
-    assert [name for name, cell in cells.items() if cell.published] == ["baseline-1-0--cross-entropy--mini-8--seed0"]
+    cells = run(tiny({"reported": [said]}), tmp_path, store=golden.folder / "store")
+    assert [name for name, cell in cells.items() if cell.reported] == ["baseline-1-0--cross-entropy--mini-8--seed0"]
 
 
 @pytest.mark.parametrize(
@@ -546,7 +546,7 @@ def test_a_figure_of_students_trained_alone_is_about_those_with_all_the_data(
 def test_figures_that_were_once_forgotten_are_there(
     name: str, about: tuple[str, str, str, str], accuracies: set[float]
 ) -> None:
-    known = suites.load(name).published
+    known = suites.load(name).reported
     assert {f.accuracy for f in known if (f.defense, f.attack, f.student, f.victim) == about} == accuracies
 
 
@@ -594,7 +594,7 @@ def test_a_figure_of_a_point_is_lost_with_its_method_and_with_its_sweep(path: st
 def test_a_paper_is_not_set_beside_another_game_than_its_own() -> None:
     changes = ["threat.data=0.01", "defense.nasty.omega=0"]
     suite = suites.load("nasty-cifar10", Request(dataset="digits", changes=changes).tree())
-    assert suite.published == ()
+    assert suite.reported == ()
     assert suite.left_out == (
         "16 of 16 published figures are not shown: they are not about a game with another dataset, "
         "defense.nasty.omega, threat.data."
@@ -604,22 +604,22 @@ def test_a_paper_is_not_set_beside_another_game_than_its_own() -> None:
 def test_figures_that_a_change_does_not_concern_stay_and_those_that_it_does_are_counted() -> None:
     before, after = (suites.load("nasty-cifar10", changes) for changes in (None, {"defense.nasty.omega": 0.5}))
     assert before.left_out == ""
-    assert after.published == tuple(said for said in before.published if said.defense != "nasty")
+    assert after.reported == tuple(said for said in before.reported if said.defense != "nasty")
     assert after.left_out.startswith("6 of 16 published figures are not shown: ")
     picked = Request(defense=["nasty"], attack=["kd"], seeds=1, robustness="fast", student=["cnn"]).tree()
-    assert suites.load("nasty-cifar10", picked).published == before.published
+    assert suites.load("nasty-cifar10", picked).reported == before.reported
     assert suites.load("nasty-cifar10", picked).left_out == ""
 
 
 def test_a_sweep_can_be_stopped_though_papers_speak_of_its_points(tmp_path: Path) -> None:
-    text = '\n[[published]]\ndefense = "nasty+omega-1"\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n'
+    text = '\n[[reported]]\ndefense = "nasty+omega-1"\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n'
     suite = read(tmp_path, GOOD + OMEGA + text, {"sweep": []})
-    assert suite.published == ()
+    assert suite.reported == ()
     assert "another sweep" in suite.left_out
 
 
 @pytest.mark.parametrize(("name", "said"), FIGURES)
-def test_every_shipped_figure_names_the_networks_that_it_is_about(name: str, said: Figure) -> None:
+def test_every_shipped_figure_names_the_networks_that_it_is_about(name: str, said: ReportedNumber) -> None:
     assert bool(said.victim) == bool(said.defense)
     assert bool(said.student) == bool(said.attack)
 
@@ -683,7 +683,7 @@ TWO: Json = {"student.networks": ["mini-8", "mini-16"]}
 def test_the_thefts_of_that_student_and_no_other_stage_depend_on_its_recipe(plan: Callable[..., Plan]) -> None:
     before, after = plan(TWO), plan({**TWO, "student.recipes.mini-8.lr": 0.5})
     anew = [stage for key, stage in after.stages.items() if key not in before.stages]
-    assert {stage.kind for stage in anew} == {"steal", "score"}
+    assert {stage.kind for stage in anew} == {"steal", "evaluate"}
     assert {(stage.spec.get("network") or stage.spec["student"]["network"])["name"] for stage in anew} == {"mini-8"}
     assert len(anew) == 2 * len([cell for cell in after.cells if cell.student == "mini-8"])
     for stage in after.stages.values():

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from helpers import blobs
-from kdbench.api import UNKNOWN, Answers, KdbenchError, Oracle, Owned, Refused, Split, ThreatModel, keep_top
-from kdbench.game.threat import ANSWER_CHUNK, Border, Meter, truncate
+from kdbench.api import UNKNOWN, Access, DataSubset, KdbenchError, Oracle, Refused, Scenario, Split, keep_top
+from kdbench.game.threat import ANSWER_CHUNK, InputCheck, QueryCounter, truncate
 
 CLASSES = 7
 
@@ -46,7 +46,7 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 
 def oracle(service: Counting, **threat: Any) -> Oracle:
-    return Oracle(service, ThreatModel(**threat), service.model)
+    return Oracle(service, Scenario(**threat), service.model)
 
 
 # The budget
@@ -94,8 +94,8 @@ def test_no_sequence_of_questions_gets_past_the_budget(budget: int, questions: l
 
 
 def test_a_resumed_theft_goes_on_counting_where_it_was(service: Counting) -> None:
-    meter = Meter(answered=8)
-    asked = Oracle(service, ThreatModel(budget=10), service.model, meter)
+    meter = QueryCounter(answered=8)
+    asked = Oracle(service, Scenario(budget=10), service.model, meter)
     with pytest.raises(Refused, match="asked for 3 answers with 2 of 10 left"):
         asked(images(3))
     asked(images(2))
@@ -116,7 +116,7 @@ def test_an_answer_in_chunks_equals_one_at_once(service: Counting) -> None:
 
 def test_the_label_is_all_that_the_label_grant_reveals(service: Counting) -> None:
     x = images(40)
-    answers = oracle(service, answers=Answers.LABEL)(x)
+    answers = oracle(service, access=Access.LABEL)(x)
     top = service(x).argmax(dim=1)
     assert torch.equal(answers.exp(), nn.functional.one_hot(top, CLASSES).float())
 
@@ -125,15 +125,15 @@ def test_the_label_is_all_that_the_label_grant_reveals(service: Counting) -> Non
 def test_the_top_k_grant_reveals_the_k_likeliest_classes_renormalised(service: Counting, k: int) -> None:
     x = images(40)
     p = service(x).exp()
-    shown = oracle(service, answers=Answers.TOPK, topk=k)(x).exp()
+    shown = oracle(service, access=Access.TOPK, topk=k)(x).exp()
     kept = min(k, CLASSES)
     assert ((shown > 0).sum(dim=1) == kept).all()
     top = p.topk(kept, dim=1)
     torch.testing.assert_close(shown.gather(1, top.indices), top.values / top.values.sum(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("answers", [Answers.PROBS, Answers.WEIGHTS])
-def test_all_probabilities_are_answered_as_they_are(service: Counting, answers: Answers) -> None:
+@pytest.mark.parametrize("answers", [Access.PROBS, Access.WEIGHTS])
+def test_all_probabilities_are_answered_as_they_are(service: Counting, answers: Access) -> None:
     x = images(40)
     assert torch.equal(oracle(service, answers=answers)(x), service(x))
 
@@ -153,9 +153,9 @@ def test_ties_never_enlarge_what_is_revealed(rows: list[list[int]], n: int) -> N
     assert (least_shown >= most_hidden).all()
 
 
-@given(rows=ROWS, answers=st.sampled_from([Answers.LABEL, Answers.TOPK, Answers.PROBS]), k=st.integers(1, 6))
-def test_what_was_cut_down_once_is_not_cut_down_further(rows: list[list[int]], answers: Answers, k: int) -> None:
-    threat = ThreatModel(answers=answers, topk=k)
+@given(rows=ROWS, answers=st.sampled_from([Access.LABEL, Access.TOPK, Access.PROBS]), k=st.integers(1, 6))
+def test_what_was_cut_down_once_is_not_cut_down_further(rows: list[list[int]], answers: Access, k: int) -> None:
+    threat = Scenario(access=answers, topk=k)
     shown = truncate(torch.tensor(rows, dtype=torch.float64).log_softmax(dim=1), threat)
     torch.testing.assert_close(truncate(shown, threat), shown)
 
@@ -173,22 +173,22 @@ def test_answers_carry_no_gradient(service: Counting) -> None:
 
 
 def test_where_nothing_is_granted_nothing_is_answered(service: Counting) -> None:
-    asked = oracle(service, answers=Answers.NOTHING)
+    asked = oracle(service, access=Access.NOTHING)
     with pytest.raises(Refused, match="grants nothing"):
         asked(images(1))
     assert service.asked == []
     assert asked.answered == 0
 
 
-@pytest.mark.parametrize("answers", [a for a in Answers if a is not Answers.WEIGHTS])
-def test_weights_are_handed_out_under_the_weights_grant_only(service: Counting, answers: Answers) -> None:
+@pytest.mark.parametrize("answers", [a for a in Access if a is not Access.WEIGHTS])
+def test_weights_are_handed_out_under_the_weights_grant_only(service: Counting, answers: Access) -> None:
     with pytest.raises(Refused, match=rf"^asked for the weights, but only {answers.name.lower()} were granted$"):
         oracle(service, answers=answers).model()
 
 
 def test_the_model_handed_out_is_a_frozen_copy_that_leads_nowhere(service: Counting) -> None:
     before = {name: value.clone() for name, value in service.model.state_dict().items()}
-    copy = oracle(service, answers=Answers.WEIGHTS).model()
+    copy = oracle(service, access=Access.WEIGHTS).model()
     assert not copy.training
     assert not any(parameter.requires_grad for parameter in copy.parameters())
     torch.testing.assert_close(copy(images(3)), service.model(images(3)))
@@ -200,7 +200,7 @@ def test_the_model_handed_out_is_a_frozen_copy_that_leads_nowhere(service: Count
 
 
 def test_handing_out_the_model_costs_no_answers(service: Counting) -> None:
-    asked = oracle(service, answers=Answers.WEIGHTS, budget=1)
+    asked = oracle(service, access=Access.WEIGHTS, budget=1)
     asked.model()
     assert asked.answered == 0
 
@@ -228,7 +228,7 @@ def test_what_has_not_the_shape_of_images_is_refused(service: Counting, x: Tenso
 
 def test_what_crossed_the_border_unseen_is_refused_once_somebody_settles() -> None:
     """As on an accelerator, where nobody looks at each question."""
-    border = Border()
+    border = InputCheck()
     border.settle()
     for crossed in (False, True, False):
         border.note(torch.tensor(crossed))
@@ -265,9 +265,9 @@ def reachable(start: object) -> Iterator[object]:
 
 
 def test_no_attribute_of_an_oracle_leads_to_the_service_or_the_model(service: Counting) -> None:
-    found = list(reachable(oracle(service, answers=Answers.WEIGHTS)))
+    found = list(reachable(oracle(service, access=Access.WEIGHTS)))
     assert len(found) > 3
-    assert not any(isinstance(thing, nn.Module | Tensor | Counting | Meter) for thing in found)
+    assert not any(isinstance(thing, nn.Module | Tensor | Counting | QueryCounter) for thing in found)
 
 
 def test_an_oracle_that_stored_its_service_would_be_found_out(service: Counting) -> None:
@@ -277,8 +277,8 @@ def test_an_oracle_that_stored_its_service_would_be_found_out(service: Counting)
 
 
 def test_writing_another_threat_model_into_the_oracle_grants_nothing(service: Counting) -> None:
-    asked = oracle(service, answers=Answers.LABEL, budget=2)
-    asked.threat = ThreatModel(answers=Answers.WEIGHTS)
+    asked = oracle(service, access=Access.LABEL, budget=2)
+    asked.threat = Scenario(access=Access.WEIGHTS)
     with pytest.raises(Refused):
         asked.model()
     with pytest.raises(Refused):
@@ -290,19 +290,19 @@ def test_writing_another_threat_model_into_the_oracle_grants_nothing(service: Co
 
 
 def test_the_ladder_of_answers_is_ordered_from_least_to_most_revealed() -> None:
-    assert Answers.NOTHING < Answers.LABEL < Answers.TOPK < Answers.PROBS < Answers.WEIGHTS
+    assert Access.NOTHING < Access.LABEL < Access.TOPK < Access.PROBS < Access.WEIGHTS
 
 
-@pytest.mark.parametrize("answers", Answers)
-def test_answers_are_written_by_name_in_either_case(answers: Answers) -> None:
+@pytest.mark.parametrize("answers", Access)
+def test_answers_are_written_by_name_in_either_case(answers: Access) -> None:
     for name in (answers.name, answers.name.lower()):
-        assert Answers(name) is answers  # type: ignore[arg-type]
+        assert Access(name) is answers  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("field", "value"), [("topk", 0), ("budget", 0), ("data", 1.5), ("data", -0.1)])
 def test_an_impossible_threat_model_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(KdbenchError, match=rf"^ThreatModel\.{field} must be .*, not {value}\.$"):
-        ThreatModel(**{field: value})  # type: ignore[arg-type]
+        Scenario(**{field: value})  # type: ignore[arg-type]
 
 
 # The part of the data that a thief owns
@@ -324,7 +324,7 @@ def test_a_share_of_the_data_is_that_share_of_every_class_in_the_original_order(
     sizes: list[int], fraction: float, seed: int
 ) -> None:
     data = split(sizes)
-    part = Owned(fraction, seed).of(data)
+    part = DataSubset(fraction, seed).of(data)
     assert [int((part.y == label).sum()) for label in range(len(sizes))] == [round(fraction * size) for size in sizes]
     grey = part.x[:, 0, 0, 0]
     assert (grey.diff() > 0).all()
@@ -335,14 +335,14 @@ def test_a_share_of_the_data_is_that_share_of_every_class_in_the_original_order(
 
 def test_the_same_seed_owns_the_same_images_and_another_seed_others() -> None:
     data = split([40, 40])
-    assert torch.equal(Owned(0.5, 3).of(data).x, Owned(0.5, 3).of(data).x)
-    assert not torch.equal(Owned(0.5, 3).of(data).x, Owned(0.5, 4).of(data).x)
+    assert torch.equal(DataSubset(0.5, 3).of(data).x, DataSubset(0.5, 3).of(data).x)
+    assert not torch.equal(DataSubset(0.5, 3).of(data).x, DataSubset(0.5, 4).of(data).x)
 
 
 def test_owning_all_is_the_data_itself_and_owning_nothing_is_no_image() -> None:
     data = split([10, 12])
-    assert Owned(1.0).of(data) is data
-    nothing = Owned(0.0).of(data)
+    assert DataSubset(1.0).of(data) is data
+    nothing = DataSubset(0.0).of(data)
     assert len(nothing) == 0
     assert nothing.shape == data.shape
     assert nothing.classes == data.classes
@@ -351,23 +351,23 @@ def test_owning_all_is_the_data_itself_and_owning_nothing_is_no_image() -> None:
 
 def test_a_share_too_small_for_a_class_is_refused_by_its_label() -> None:
     with pytest.raises(KdbenchError, match=r"^a fraction of 0\.1 leaves no image of class 1 \(3 in all\)$"):
-        Owned(0.1).of(split([30, 3]))
+        DataSubset(0.1).of(split([30, 3]))
 
 
 def test_a_class_without_images_is_nobodys_fault() -> None:
     data = split([10, 10])
-    assert len(Owned(0.5).of(Split(data.x, data.y, classes=3))) == 10
+    assert len(DataSubset(0.5).of(Split(data.x, data.y, classes=3))) == 10
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, torch.nan])
 def test_a_share_is_between_nothing_and_all(fraction: float) -> None:
     with pytest.raises(KdbenchError, match=r"^Owned\.fraction must be "):
-        Owned(fraction)
+        DataSubset(fraction)
 
 
 def test_owning_draws_nothing_from_the_global_generator() -> None:
     before = torch.get_rng_state()
-    Owned(0.5, 3).of(split([40, 40]))
+    DataSubset(0.5, 3).of(split([40, 40]))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -25,18 +25,18 @@ from kdbench.api import (
     Recipe,
     Split,
     fit,
-    frozen,
-    infer,
+    inference,
     jensen_shannon,
     kd,
     kd_term,
     kl,
+    predict_logits,
     soft_cross_entropy,
     soften,
 )
 from kdbench.attacks.kd import kd_loss
-from kdbench.game.augmentation import augmented
-from kdbench.game.work import rate
+from kdbench.training.augmentation import augmented
+from kdbench.training.loop import rate
 
 State = dict[str, Tensor]
 
@@ -101,7 +101,7 @@ def test_training_learns_blobs_and_leaves_the_model_in_eval_mode(data: Split) ->
     fit(model, F.cross_entropy, data.x, data.y, ctx)
     assert not any(module.training for module in model.modules())
     test = blobs().test
-    assert (infer(model, test.x).argmax(dim=1) == test.y).float().mean() > 0.95
+    assert (predict_logits(model, test.x).argmax(dim=1) == test.y).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop": 1, "flip": True}, {"optimizer": "adam", "lr": 0.01}])
@@ -169,7 +169,7 @@ def test_a_last_batch_of_one_image_is_dropped_unless_it_is_all_there_is(
 
 
 def test_a_network_with_batch_norm_trains_on_one_image_too_many(data: Split) -> None:
-    assert math.isfinite(float(infer(trained(data.take(torch.arange(33)), context(data)), data.x).sum()))
+    assert math.isfinite(float(predict_logits(trained(data.take(torch.arange(33)), context(data)), data.x).sum()))
 
 
 def test_without_images_there_is_nothing_to_train_on(data: Split) -> None:
@@ -472,7 +472,7 @@ def test_a_log_that_keeps_nothing_is_asked_to_keep_nothing(data: Split) -> None:
 @pytest.mark.parametrize("batch", [1, 7, 1024])
 def test_infer_answers_as_the_model_in_eval_mode_without_gradient(data: Split, batch: int) -> None:
     model = trained(data, context(data)).train()
-    z = infer(model, data.x.clone().requires_grad_(), batch)
+    z = predict_logits(model, data.x.clone().requires_grad_(), batch)
     assert not z.requires_grad
     assert not model.training
     torch.testing.assert_close(z, model.eval()(data.x))
@@ -481,13 +481,13 @@ def test_infer_answers_as_the_model_in_eval_mode_without_gradient(data: Split, b
 def test_infer_changes_nothing_in_the_model(data: Split) -> None:
     model = network()
     before = state(model)
-    infer(model, data.x)
+    predict_logits(model, data.x)
     assert same(state(model), before)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_infer_of_no_images_is_no_answers(data: Split) -> None:
-    assert infer(network(), data.x[:0]).shape == (0, 3)
+    assert predict_logits(network(), data.x[:0]).shape == (0, 3)
 
 
 # Formulas
@@ -587,14 +587,14 @@ def test_jensen_shannon_of_what_never_meets_is_log_2() -> None:
 def test_every_term_is_the_mean_over_the_batch_and_the_sum_over_classes() -> None:
     z, log_p, y = some_logits()
     p = log_p.exp()
-    terms: list[Callable[[slice], Tensor]] = [
+    worker_options: list[Callable[[slice], Tensor]] = [
         lambda i: kl(p[i], z[i].log_softmax(dim=1)),
         lambda i: kd_term(z[i], log_p[i], 4.0),
         lambda i: kd(z[i], log_p[i], y[i], 4.0, 0.9),
         lambda i: soft_cross_entropy(z[i], p[i]),
         lambda i: jensen_shannon(p[i], z[i].softmax(dim=1)),
     ]
-    for term in terms:
+    for term in worker_options:
         torch.testing.assert_close(term(slice(None)), torch.stack([term(slice(i, i + 1)) for i in range(8)]).mean())
 
 
@@ -612,7 +612,7 @@ def test_training_in_bf16_keeps_fp32_weights_and_learns_as_well(data: Split) -> 
     fit(model, F.cross_entropy, data.x, data.y, ctx)
     assert {value.dtype for value in model.parameters()} == {torch.float32}
     held_out = blobs().validation
-    assert (infer(model, held_out.x).argmax(1) == held_out.y).float().mean() > 0.9
+    assert (predict_logits(model, held_out.x).argmax(1) == held_out.y).float().mean() > 0.9
     in_fp32 = context(data, epochs=8)
     other = in_fp32.new_student()
     fit(other, F.cross_entropy, data.x, data.y, in_fp32)
@@ -646,9 +646,9 @@ def teacher(data: Split, precision: Precision = "fp32") -> tuple[nn.Module, Cont
 @pytest.mark.parametrize(("precision", "room"), [("fp32", 1e-5), ("bf16", 0.03)])
 def test_what_is_frozen_answers_as_the_model_in_eval_mode(data: Split, precision: Precision, room: float) -> None:
     model, ctx = teacher(data, precision)
-    expected = infer(model, data.x)
+    expected = predict_logits(model, data.x)
     before = state(model.train())
-    answers = frozen(model, ctx)(data.x)
+    answers = inference(model, ctx)(data.x)
     assert answers.dtype == torch.float32
     assert not answers.requires_grad
     assert 0 < (answers - expected).abs().max() <= room * expected.abs().max()
@@ -659,7 +659,7 @@ def test_what_is_frozen_answers_as_the_model_in_eval_mode(data: Split, precision
 
 def test_what_is_frozen_does_not_follow_the_model(data: Split) -> None:
     model, ctx = teacher(data)
-    ask = frozen(model, ctx)
+    ask = inference(model, ctx)
     before = ask(data.x)
     fit(model, F.cross_entropy, data.x, data.y, ctx)
     assert torch.equal(ask(data.x), before)
@@ -668,7 +668,7 @@ def test_what_is_frozen_does_not_follow_the_model(data: Split) -> None:
 def test_a_model_can_be_frozen_by_who_owns_no_images(data: Split) -> None:
     model, ctx = teacher(data)
     nobody = replace(ctx, data=data.take(torch.arange(0)))
-    torch.testing.assert_close(frozen(model, nobody)(data.x), infer(model, data.x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inference(model, nobody)(data.x), predict_logits(model, data.x), rtol=1e-4, atol=1e-4)
 
 
 # The profile
@@ -720,7 +720,7 @@ def test_a_compiled_network_learns_the_same(data: Split) -> None:
     nets = []
     for compile_ in (False, True):
         ctx = replace(context(data, epochs=1), compile=compile_)
-        ask = frozen(ctx.new_student("mini-16").eval(), ctx)
+        ask = inference(ctx.new_student("mini-16").eval(), ctx)
         model = ctx.new_student()
         fit(model, kd_loss(4, 0.9, labelled=True), data.x, (ask, data.y), ctx)
         nets.append(model)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.api import Answers, KdbenchError
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.session import Session
-from kdbench.runner.trial import try_networks
+from kdbench.api import Access, KdbenchError
+from kdbench.runs.session import Session
+from kdbench.suites.preflight import try_networks
+from kdbench.suites.suite import Suite
 from runs import DUEL, Json, Recorder, options
 
 BLOBS = (1, 8, 8)
@@ -83,7 +83,7 @@ def test_a_network_of_ones_own_is_told_what_it_does(tiny: Callable[..., Suite], 
 
 def test_networks_of_an_attack_that_is_skipped_are_not_tried(tiny: Callable[..., Suite]) -> None:
     suite = tiny({"attacks": ["assistant-kd"], "attack.assistant-kd.chain": [LARGE]})
-    try_networks(replace(suite, threat=replace(suite.threat, answers=Answers.NOTHING)), BLOBS, CLASSES)
+    try_networks(replace(suite, scenario=replace(suite.scenario, access=Access.NOTHING)), BLOBS, CLASSES)
 
 
 def test_a_trial_leaves_the_global_generator_as_it_was(tiny: Callable[..., Suite]) -> None:
@@ -96,9 +96,9 @@ def test_a_trial_leaves_the_global_generator_as_it_was(tiny: Callable[..., Suite
 def test_a_plan_of_a_network_that_cannot_take_the_images_is_refused_before_any_training(
     tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    watcher = Recorder()
+    progress_display = Recorder()
     with pytest.raises(KdbenchError) as caught:
-        Session(tiny({**DUEL, "victim.network": LARGE}), options(tmp_path), watcher).run()
+        Session(tiny({**DUEL, "victim.network": LARGE}), options(tmp_path), progress_display).run()
     assert str(caught.value) == f"victim.network: {TOO_SMALL}"
-    assert watcher.labels == ["read blobs"]
+    assert progress_display.labels == ["read blobs"]
     assert not (tmp_path / "out").exists()

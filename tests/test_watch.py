@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import pytest
 from rich.console import Console
 
-from kdbench.runner.matrix import Watcher
-from kdbench.runner.plan import Plan, Stage
-from kdbench.runner.store import MANIFEST
-from kdbench.runner.watch import LiveWatcher, PlainWatcher, duration
+from kdbench.engine.plan import Plan, Stage
+from kdbench.engine.scheduler import ProgressDisplay
+from kdbench.engine.store import MANIFEST
+from kdbench.runs.progress import LiveProgress, PlainProgress, duration
 from runs import DUEL, Clock, Played
 
 
@@ -19,21 +19,21 @@ def watched(plan: Callable[..., Plan]) -> list[Stage]:
     return list(plan(DUEL).stages.values())
 
 
-def tell(watcher: Watcher, stages: Sequence[Stage]) -> None:
+def tell(progress_display: ProgressDisplay, stages: Sequence[Stage]) -> None:
     """A run of five stages: two end, one fails and costs two."""
     first, second, third, *above = stages
-    watcher.begin({stage.key: stage for stage in stages}, 7)
+    progress_display.begin({stage.key: stage for stage in stages}, 7)
     for stage in (first, second, third):
-        watcher.started(stage)
-        watcher.tick({stage.key: (stage, 0.5, "epoch 1/2")})
-        watcher.ended(stage, 1.5, "it [broke]" if stage is third else "")
-    watcher.dropped(above)
-    watcher.close()
+        progress_display.started(stage)
+        progress_display.tick({stage.key: (stage, 0.5, "epoch 1/2")})
+        progress_display.ended(stage, 1.5, "it [broke]" if stage is third else "")
+    progress_display.dropped(above)
+    progress_display.close()
 
 
 def test_a_run_in_plain_lines_says_what_ended_and_what_failed(watched: list[Stage]) -> None:
     out = io.StringIO()
-    tell(PlainWatcher(Console(file=out)), watched)
+    tell(PlainProgress(Console(file=out)), watched)
     lines = out.getvalue().splitlines()
     assert lines[0] == "5 stages to do, 7 done before"
     assert lines[1].startswith("[1/5] read blobs: 1.5 s; ")
@@ -44,21 +44,21 @@ def test_a_run_in_plain_lines_says_what_ended_and_what_failed(watched: list[Stag
 
 def test_plain_lines_say_now_and_then_what_runs(watched: list[Stage], monkeypatch: pytest.MonkeyPatch) -> None:
     out, clock = io.StringIO(), Clock()
-    monkeypatch.setattr("kdbench.runner.watch.time", clock)
-    watcher = PlainWatcher(Console(file=out))
+    monkeypatch.setattr("kdbench.runs.progress.time", clock)
+    progress_display = PlainProgress(Console(file=out))
     running = {watched[1].key: (watched[1], 0.5, "epoch 1/2")}
     for _ in range(25):
         clock.now += 1
-        watcher.tick(running)
-        watcher.tick({})
+        progress_display.tick(running)
+        progress_display.tick({})
     assert out.getvalue().splitlines() == ["running: train the victim, seed 0 50% epoch 1/2"] * 2
 
 
 def test_a_live_display_shows_what_runs_and_keeps_failures_on_the_screen(watched: list[Stage]) -> None:
     out = io.StringIO()
-    watcher = LiveWatcher(Console(file=out, force_terminal=True, width=200))
-    tell(watcher, watched[:1] * 3)  # the data stage comes first, in a run of its own
-    tell(watcher, watched)
+    progress_display = LiveProgress(Console(file=out, force_terminal=True, width=200))
+    tell(progress_display, watched[:1] * 3)  # the data stage comes first, in a run of its own
+    tell(progress_display, watched)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert "FAILED kd from none, seed 0: it [broke]" in text
     assert "train the victim, seed 0  50%  epoch 1/2" in text
@@ -67,10 +67,10 @@ def test_a_live_display_shows_what_runs_and_keeps_failures_on_the_screen(watched
 
 def test_a_display_without_work_stays_dark(watched: list[Stage]) -> None:
     out = io.StringIO()
-    for watcher in (LiveWatcher(Console(file=out, force_terminal=True)), PlainWatcher(Console(file=out))):
-        watcher.begin({}, 32)
-        watcher.tick({})
-        watcher.close()
+    for progress_display in (LiveProgress(Console(file=out, force_terminal=True)), PlainProgress(Console(file=out))):
+        progress_display.begin({}, 32)
+        progress_display.tick({})
+        progress_display.close()
     assert out.getvalue() == ""
 
 
@@ -79,14 +79,14 @@ def test_time_left_is_the_work_left_at_the_pace_so_far(
 ) -> None:
     """4 of 13 thefts of 10 s each, two at a time, took 20 s: the other 9 take 45 s."""
     out, clock = io.StringIO(), Clock()
-    monkeypatch.setattr("kdbench.runner.watch.time", clock)
-    thefts = {key: stage for key, stage in plan().stages.items() if stage.kind == "steal"}
-    watcher = PlainWatcher(Console(file=out))
-    watcher.begin(thefts, 0)
-    watcher._tally.since = clock.now
+    monkeypatch.setattr("kdbench.runs.progress.time", clock)
+    attack_runs = {key: stage for key, stage in plan().stages.items() if stage.kind == "steal"}
+    progress_display = PlainProgress(Console(file=out))
+    progress_display.begin(attack_runs, 0)
+    progress_display._tally.since = clock.now
     clock.now += 20
-    for stage in list(thefts.values())[:4]:
-        watcher.ended(stage, 10.0, "")
+    for stage in list(attack_runs.values())[:4]:
+        progress_display.ended(stage, 10.0, "")
     assert out.getvalue().splitlines()[-1].endswith("about 45 s left")
 
 
@@ -99,5 +99,5 @@ def test_durations_are_in_a_persons_words(seconds: float, words: str) -> None:
 
 
 def test_manifests_are_the_only_json_of_a_stage(golden: Played) -> None:
-    for key in golden.store.published():
+    for key in golden.store.finished():
         assert [path.name for path in golden.store.path(key).glob("*.json")] == [MANIFEST]

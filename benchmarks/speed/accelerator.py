@@ -13,14 +13,14 @@ import click
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from rivals import ALPHA, Batches, Pictures, ResearchLoop, T, bare
+from competing_students import ALPHA, Batches, Pictures, ResearchLoop, T, bare
 from torch import Tensor, nn
 
 from kdbench import registry
-from kdbench.api import Context, Log, Precision, Recipe, Split, fit, frozen, kd
+from kdbench.api import Context, Log, Precision, Recipe, Split, fit, inference, kd
 from kdbench.attacks.kd import kd_loss
 from kdbench.defenses.nasty import Nasty
-from kdbench.game.augmentation import augmented
+from kdbench.training.augmentation import augmented
 
 IMAGES, CLASSES, BATCH = 50_000, 10, 128  # of CIFAR-10, and of all loops here
 # The Nasty Teacher's CIFAR-10 table (ICLR 2021): epochs of each network, for one teacher architecture.
@@ -59,7 +59,7 @@ class Bench:
     def distillation(self, teacher: str, student: str) -> dict[str, Epoch]:
         """Standard KD with a teacher that is asked about every augmented batch."""
         victim = self.network(teacher, 1)
-        ask = frozen(victim, self.context())
+        ask = inference(victim, self.context())
         return self._loops(
             student, victim, kd_loss(T, ALPHA, labelled=True), lambda z, x, y: kd(z.float(), ask(x), y, T, ALPHA)
         )
@@ -67,7 +67,7 @@ class Bench:
     def nasty(self, network: str) -> dict[str, Epoch]:
         """Training of a Nasty Teacher."""
         nasty, victim = Nasty(omega=0.04), self.network(network, 1)
-        ask = frozen(victim, self.context())
+        ask = inference(victim, self.context())
         return self._loops(network, victim, nasty.loss, lambda z, x, y: nasty.loss(z.float(), (ask(x), y)), True)
 
     def _loops(
@@ -80,18 +80,18 @@ class Bench:
     ) -> dict[str, Epoch]:
         def ours(compile_: bool) -> Epoch:
             model, ctx = self.network(student, 2), self.context(compile_)
-            target = (frozen(victim, ctx), self.data.y) if victim else self.data.y
+            target = (inference(victim, ctx), self.data.y) if victim else self.data.y
             return lambda: fit(model, loss, self.data.x, target, ctx)
 
         plain = self.network(student, 2).to(memory_format=torch.contiguous_format)
-        rival = copy_plain(victim)
+        competing_student = copy_plain(victim)
         pictures = Pictures(self.pixels, self.labels)
         loops: dict[str, Epoch] = {
             "kdbench": ours(False),
             "bare loop": bare(
                 self.network(student, 2), self._in_memory(), bare_loss, self.precision == "bf16", self.device
             ),
-            "research loop": ResearchLoop(plain, rival, pictures, 4, nasty, self.device),
+            "research loop": ResearchLoop(plain, competing_student, pictures, 4, nasty, self.device),
         }
         return loops | ({"kdbench, compiled": ours(True)} if self.compile else {})
 

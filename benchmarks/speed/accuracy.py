@@ -13,17 +13,17 @@ import click
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from rivals import ALPHA, Pictures, ResearchLoop, T
+from competing_students import ALPHA, Pictures, ResearchLoop, T
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from kdbench import registry
-from kdbench.api import Context, Log, Precision, Recipe, Split, fit, frozen, infer, seeded
+from kdbench.api import Context, Log, Precision, Recipe, Split, fit, inference, predict_logits, seeded
 from kdbench.attacks.kd import kd_loss
-from kdbench.game.work import rate
-from kdbench.runner.stages import Standardise
+from kdbench.engine.stages import Standardise
+from kdbench.training.loop import rate
 
 TEACHER, STUDENT = "preresnet-20", "cnn"
 ENGINES: dict[str, Precision | None] = {"kdbench fp32": "fp32", "kdbench bf16": "bf16", "research loop": None}
@@ -74,10 +74,10 @@ class Contest:
         if precision:
             ctx = self.context(seed, precision)
             loss = kd_loss(T, ALPHA, labelled=True)
-            fit(student, loss, self.train.x, (frozen(self.teacher, ctx), self.train.y), ctx)
+            fit(student, loss, self.train.x, (inference(self.teacher, ctx), self.train.y), ctx)
         else:
             self.research(student, seed)
-        hits = infer(student, self.test.x).argmax(1) == self.test.y
+        hits = predict_logits(student, self.test.x).argmax(1) == self.test.y
         return float(hits.float().mean())
 
     def research(self, student: nn.Module, seed: int) -> None:
@@ -93,17 +93,17 @@ class Contest:
 
 def interval(values: pd.Series) -> str:
     """Mean and half of the 95 % t interval, in per cent."""
-    half = student_t.ppf(0.975, len(values) - 1) * values.std() / len(values) ** 0.5
-    return f"{100 * values.mean():.2f} +- {100 * half:.2f}"
+    half_width = student_t.ppf(0.975, len(values) - 1) * values.std() / len(values) ** 0.5
+    return f"{100 * values.mean():.2f} +- {100 * half_width:.2f}"
 
 
 def report(table: pd.DataFrame) -> list[str]:
     """Accuracies, and differences from the research loop by seed."""
     wide = table.pivot(index="seed", columns="engine", values="accuracy")
     lines = [f"{engine}: {interval(wide[engine])} %, n = {len(wide)}" for engine in wide]
-    rival = wide["research loop"]
+    competing_student = wide["research loop"]
     return lines + [
-        f"{engine} - research loop: {interval(wide[engine] - rival)} points"
+        f"{engine} - research loop: {interval(wide[engine] - competing_student)} points"
         for engine in wide
         if engine != "research loop"
     ]

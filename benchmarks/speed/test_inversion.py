@@ -16,7 +16,7 @@ from timing import take_turns
 from torch import nn
 
 from kdbench import registry
-from kdbench.api import Context, Log, Precision, Recipe, Split, lowered, seeded
+from kdbench.api import Context, Log, Precision, Recipe, Split, autocast, seeded
 from kdbench.attacks._features import Features
 from kdbench.attacks.deep_inversion import DeepInversion, Judge
 
@@ -47,7 +47,7 @@ def bare(network: nn.Module, attack: DeepInversion, ctx: Context) -> Callable[[]
         u = torch.randn(attack.batch, *ctx.data.shape).clamp_(-2, 2).requires_grad_()
         adam = torch.optim.Adam([u], attack.lr, fused=True)
         for _ in range(attack.iterations):
-            with lowered(ctx):
+            with autocast(ctx):
                 z = network(0.5 + 0.25 * u)
             (u.grad,) = torch.autograd.grad(F.cross_entropy(z.float(), y), u)
             adam.step()

@@ -17,15 +17,15 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import take_turns
 
-from kdbench.runner import suite as suites
-from kdbench.runner.benchmark import Suite
-from kdbench.runner.checkpoint import save_tensors
-from kdbench.runner.executors.protocol import Handle, Report
-from kdbench.runner.matrix import Terms, Watcher, play
-from kdbench.runner.plan import Numerics, Plan, Stage, data_stage, make_plan
-from kdbench.runner.session import Options, Session
-from kdbench.runner.stages import TENSORS
-from kdbench.runner.store import MANIFEST, Store, write_json
+from kdbench.engine.executors.protocol import Handle, Report
+from kdbench.engine.plan import Numerics, Plan, Stage, data_stage, make_plan
+from kdbench.engine.scheduler import ProgressDisplay, WorkerOptions, play
+from kdbench.engine.stages import TENSORS
+from kdbench.engine.store import MANIFEST, Store, write_json
+from kdbench.engine.tensors import save_tensors
+from kdbench.runs.session import Options, Session
+from kdbench.suites import reader as suites
+from kdbench.suites.suite import Suite
 
 SEEDS = 345  # of the default suite: 10,005 cells
 VARIANTS = 57  # of one defense and of one attack, with 3 seeds: 9,921 cells
@@ -103,7 +103,7 @@ def test_a_plan_under_way_takes_little_memory_a_cell(
     def start() -> int:
         plan = plan_of(suite)
         with pytest.raises(KeyboardInterrupt):
-            play(plan.stages, store, Strike(), Watcher(), Terms("data"))
+            play(plan.stages, store, Strike(), ProgressDisplay(), WorkerOptions("data"))
         return len(plan.cells)
 
     check_memory(benchmark, start)
@@ -127,7 +127,7 @@ def finish(root: Path, stage: Stage, **more: str) -> None:
     names = ("acc", "val_acc", "adv_fgsm", "adv_pgd", "adv_autoattack", "cw_l2", "sensitivity")
     metrics = {f"{side}_{name}": 0.123456789 for side in ("victim", "student") for name in names}
     manifest = {
-        **{"kind": stage.kind, "spec": stage.spec, "label": stage.label, "key": stage.key, "data_folder": "data"},
+        **{"kind": stage.kind, "spec": stage.spec, "label": stage.title, "key": stage.key, "data_folder": "data"},
         **{"metrics": {**metrics, "queries": 1.0, "classes": 10}, "pictures": [], "seconds": 1.0},
         **{
             "machine": dict.fromkeys("abcdefgh", "1.2.3"),
@@ -141,7 +141,7 @@ def finish(root: Path, stage: Stage, **more: str) -> None:
 
 
 def session(root: Path, out: Path) -> Session:
-    return Session(many_seeds(), Options(root, out, device="cpu"), Watcher())
+    return Session(many_seeds(), Options(root, out, device="cpu"), ProgressDisplay())
 
 
 def bare(root: Path, out: Path) -> None:

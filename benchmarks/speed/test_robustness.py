@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from kdbench import registry
 from kdbench.api import Context, Log, Recipe, Split, fit, seeded
+from kdbench.evaluation.adversarial import Robustness, standing
 from kdbench.game.methods import derive
-from kdbench.game.robustness import Evasion, standing
 from kdbench.zoo.datasets import Digits
 
 RESISTED, FELLING = 1 / 255, 96 / 255
@@ -53,25 +53,25 @@ def network() -> nn.Module:
     return net.to(memory_format=torch.contiguous_format)
 
 
-def plain_pgd(network: nn.Module, evasion: Evasion) -> Any:
-    return torchattacks.PGD(network, eps=evasion.eps, alpha=evasion.pgd_step, steps=evasion.pgd_steps)
+def plain_pgd(network: nn.Module, robustness: Robustness) -> Any:
+    return torchattacks.PGD(network, eps=robustness.eps, alpha=robustness.pgd_step, steps=robustness.pgd_steps)
 
 
-def plain_autoattack(network: nn.Module, evasion: Evasion) -> Any:
-    """AutoAttack's standard sequence as torchattacks composes it, with the parameters of `evasion`."""
-    common: dict[str, Any] = {"eps": evasion.eps, "norm": "Linf", "seed": derive(SEED, "adv_autoattack")}
-    steps, some = common | {"steps": evasion.autoattack_steps}, evasion.autoattack_targets + 1
+def plain_autoattack(network: nn.Module, robustness: Robustness) -> Any:
+    """AutoAttack's standard sequence as torchattacks composes it, with the parameters of `robustness`."""
+    common: dict[str, Any] = {"eps": robustness.eps, "norm": "Linf", "seed": derive(SEED, "adv_autoattack")}
+    steps, some = common | {"steps": robustness.autoattack_steps}, robustness.autoattack_targets + 1
     parts = [
         torchattacks.APGD(network, **steps, loss="ce"),
         torchattacks.APGDT(network, **steps, n_classes=some),
         torchattacks.FAB(network, **steps, multi_targeted=True, n_classes=some),
-        torchattacks.Square(network, **common, n_queries=evasion.autoattack_queries),
+        torchattacks.Square(network, **common, n_queries=robustness.autoattack_queries),
     ]
     return torchattacks.MultiAttack(parts)
 
 
 def race(
-    benchmark: BenchmarkFixture, name: str, network: nn.Module, data: Split, evasion: Evasion, attack: Any
+    benchmark: BenchmarkFixture, name: str, network: nn.Module, data: Split, robustness: Robustness, attack: Any
 ) -> tuple[float, float]:
     """How many times faster the referee is than `attack` called plainly, and the share that stands; verdicts are equal."""
     verdicts: dict[str, Tensor] = {}
@@ -81,7 +81,7 @@ def race(
             verdicts["plain"] = network(attack(data.x, data.y)).argmax(dim=1) == data.y
 
     def referee() -> None:
-        verdicts["referee"] = standing(network, data, evasion, SEED, name)
+        verdicts["referee"] = standing(network, data, robustness, SEED, name)
 
     candidates: dict[str, Callable[[], object]] = {"referee": referee, "plain": plainly}
     times = take_turns(candidates, ROUNDS)
@@ -94,15 +94,15 @@ def race(
 
 
 def test_pgd_on_a_network_that_resists(benchmark: BenchmarkFixture, network: nn.Module) -> None:
-    data, evasion = pictures(Digits().load(Path()).test, 256), Evasion(eps=RESISTED, pgd_step=RESISTED / 4)
-    ratio, share = race(benchmark, "adv_pgd", network, data, evasion, plain_pgd(network, evasion))
+    data, robustness = pictures(Digits().load(Path()).test, 256), Robustness(eps=RESISTED, pgd_step=RESISTED / 4)
+    ratio, share = race(benchmark, "adv_pgd", network, data, robustness, plain_pgd(network, robustness))
     assert share > 0.7
     assert ratio >= 1.9
 
 
 def test_pgd_on_an_undefended_network(benchmark: BenchmarkFixture, network: nn.Module) -> None:
-    data, evasion = pictures(Digits().load(Path()).test, 256), Evasion(eps=FELLING, pgd_step=FELLING / 4)
-    ratio, share = race(benchmark, "adv_pgd", network, data, evasion, plain_pgd(network, evasion))
+    data, robustness = pictures(Digits().load(Path()).test, 256), Robustness(eps=FELLING, pgd_step=FELLING / 4)
+    ratio, share = race(benchmark, "adv_pgd", network, data, robustness, plain_pgd(network, robustness))
     assert share < 0.05
     assert ratio >= 10
 
@@ -110,15 +110,15 @@ def test_pgd_on_an_undefended_network(benchmark: BenchmarkFixture, network: nn.M
 def test_autoattack_on_a_network_that_resists(benchmark: BenchmarkFixture, network: nn.Module) -> None:
     """A third of the standard's targets, a 25th of its steps and a 75th of its queries: its parts keep their shares."""
     data = pictures(Digits().load(Path()).test, 160)
-    evasion = Evasion("full", RESISTED, autoattack_steps=4, autoattack_targets=3, autoattack_queries=67)
-    ratio, share = race(benchmark, "adv_autoattack", network, data, evasion, plain_autoattack(network, evasion))
+    robustness = Robustness("full", RESISTED, autoattack_steps=4, autoattack_targets=3, autoattack_queries=67)
+    ratio, share = race(benchmark, "adv_autoattack", network, data, robustness, plain_autoattack(network, robustness))
     assert share > 0.7
     assert ratio >= 2
 
 
 def test_autoattack_on_an_undefended_network(benchmark: BenchmarkFixture, network: nn.Module) -> None:
     """With the standard's parameters."""
-    data, evasion = pictures(Digits().load(Path()).test, 96), Evasion("full", FELLING)
-    ratio, share = race(benchmark, "adv_autoattack", network, data, evasion, plain_autoattack(network, evasion))
+    data, robustness = pictures(Digits().load(Path()).test, 96), Robustness("full", FELLING)
+    ratio, share = race(benchmark, "adv_autoattack", network, data, robustness, plain_autoattack(network, robustness))
     assert share < 0.05
     assert ratio >= 4

@@ -11,16 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from apart import OURS, Apart
+from competing_students import ALPHA, Pictures, ResearchLoop, T, bare
 from pytest_benchmark.fixture import BenchmarkFixture
-from rivals import ALPHA, Pictures, ResearchLoop, T, bare
 from timing import take_turns
 from torch import Tensor, nn
 
 from kdbench import registry
-from kdbench.api import Context, Log, Precision, Recipe, Split, fit, frozen, kd
+from kdbench.api import Context, Log, Precision, Recipe, Split, fit, inference, kd
 from kdbench.attacks.kd import kd_loss
 from kdbench.defenses.nasty import Nasty
-from kdbench.game.augmentation import augmented
+from kdbench.training.augmentation import augmented
 
 THREADS = os.cpu_count() or 1
 PAIRS = [("resnet-18", "cnn"), ("preresnet-20", "preresnet-20")]
@@ -74,7 +74,7 @@ def test_distillation_is_near_the_limit(
     images, y = pixels(1024 if teacher == "resnet-18" else 2048)
     data = Split(images, y, 10).to("cpu")
     ctx = context(data, precision, student)
-    victim = frozen(network(teacher, 1), ctx)
+    victim = inference(network(teacher, 1), ctx)
 
     def loss(z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
@@ -96,7 +96,7 @@ def test_nasty_training_is_near_the_limit(benchmark: BenchmarkFixture, precision
     images, y = pixels(2048)
     data = Split(images, y, 10).to("cpu")
     ctx = context(data, precision, "preresnet-20")
-    nasty, adversary = Nasty(), frozen(network("preresnet-20", 1), ctx)
+    nasty, adversary = Nasty(), inference(network("preresnet-20", 1), ctx)
 
     def loss(z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
@@ -139,11 +139,11 @@ def test_distillation_is_ahead_of_the_research_loop(
     benchmark: BenchmarkFixture, precision: Precision, shipped: float, best: float
 ) -> None:
     """ResNet-18 -> plain CNN, against the loop with 4 loader workers as shipped and with its best number of workers."""
-    rivals = {f"workers {n}": Apart({}, research_loop, n, RACE) for n in (0, 1, 2, 4)}
+    competing_students = {f"workers {n}": Apart({}, research_loop, n, RACE) for n in (0, 1, 2, 4)}
     ours = Apart(OURS, distillation, precision, RACE, False)
-    times = race(benchmark, {"kdbench": ours, **rivals}, RACE)
+    times = race(benchmark, {"kdbench": ours, **competing_students}, RACE)
     assert times["workers 4"] >= shipped * times["kdbench"]
-    assert min(times[name] for name in rivals) >= best * times["kdbench"]
+    assert min(times[name] for name in competing_students) >= best * times["kdbench"]
 
 
 def test_answers_that_are_kept_make_a_student_epoch_cheap(benchmark: BenchmarkFixture) -> None:
@@ -173,7 +173,7 @@ def distillation(precision: Precision, count: int, kept: bool) -> Callable[[], N
     images, y = pixels(count)
     data = Split(images, y, 10).to("cpu")
     ctx = context(data, precision, "cnn")
-    victim = frozen(network("resnet-18", 1), ctx)
+    victim = inference(network("resnet-18", 1), ctx)
     target = torch.cat([victim(x).log_softmax(dim=1) for x in data.x.split(256)]) if kept else victim
     student = network("cnn", 2)
     return lambda: fit(student, kd_loss(T, ALPHA, labelled=True), data.x, (target, data.y), ctx)

@@ -16,18 +16,18 @@ class Estimate:
     """A mean over `n` seeds and the half-width of its interval; one seed has none (half is None)."""
 
     mean: float
-    half: float | None
+    half_width: float | None
     n: int
 
     @property
     def low(self) -> float:
         """The lower end; the mean itself where there is no interval."""
-        return self.mean - (self.half or 0)
+        return self.mean - (self.half_width or 0)
 
     @property
     def high(self) -> float:
         """The upper end; the mean itself where there is no interval."""
-        return self.mean + (self.half or 0)
+        return self.mean + (self.half_width or 0)
 
 
 def estimate(values: BySeed) -> Estimate | None:
@@ -36,8 +36,8 @@ def estimate(values: BySeed) -> Estimate | None:
         return None
     numbers = [values[seed] for seed in sorted(values)]
     n = len(numbers)
-    half = round(_quantile(n - 1) * stdev(numbers) / sqrt(n), DIGITS) if n > 1 else None
-    return Estimate(round(fmean(numbers), DIGITS), half, n)
+    half_width = round(_quantile(n - 1) * stdev(numbers) / sqrt(n), DIGITS) if n > 1 else None
+    return Estimate(round(fmean(numbers), DIGITS), half_width, n)
 
 
 def paired(first: BySeed, second: BySeed) -> dict[int, float]:
@@ -51,10 +51,10 @@ def ranks(estimates: Sequence[Estimate | None]) -> list[int | None]:
     Without any interval nobody can be told apart: all share rank 1. Where some have one, those without get no rank,
     so that losing seeds never improves a rank.
     """
-    if all(e is None or e.half is None for e in estimates):
+    if all(e is None or e.half_width is None for e in estimates):
         return [None if e is None else 1 for e in estimates]
-    known = [e for e in estimates if e is not None and e.half is not None]
-    return [None if e is None or e.half is None else 1 + sum(k.low > e.high for k in known) for e in estimates]
+    known = [e for e in estimates if e is not None and e.half_width is not None]
+    return [None if e is None or e.half_width is None else 1 + sum(k.low > e.high for k in known) for e in estimates]
 
 
 def _quantile(freedom: int) -> float:

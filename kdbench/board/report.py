@@ -8,11 +8,12 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
-from kdbench.board import plots, results
-from kdbench.board.leaderboard import boards, leaderboards, write_boards
-from kdbench.board.results import Cell, Player, Status, write_text
-from kdbench.board.scores import NO_VICTIM, facts
-from kdbench.board.tables import grid, markdown
+from kdbench import records as results
+from kdbench.board.boards import boards, leaderboards, write_boards
+from kdbench.board.document import grid, markdown
+from kdbench.board.plots import drawing as plots
+from kdbench.board.study import NO_QUERY, facts
+from kdbench.records import Cell, MethodRecord, Status, write_text
 
 __all__ = ["leaderboards", "write_all", "write_report"]
 
@@ -104,13 +105,13 @@ def _methods(cells: Iterable[Cell]) -> str:
         roles = [("defense", cell.defense), ("attack" if cell.defense else "baseline", cell.attack)]
         for role, player in roles:
             if player:
-                rows[role, player.label] = [role, player.label, _registered(player), _pairs(player.fields)]
+                rows[role, player.name] = [role, player.name, _registered(player), _pairs(player.fields)]
     order = ["defense", "attack", "baseline"]
     ordered = sorted(rows, key=lambda key: (order.index(key[0]), key[1]))
     return grid(["Role", "Label", "Method", "Hyper-parameters"], [rows[key] for key in ordered])
 
 
-def _registered(player: Player) -> str:
+def _registered(player: MethodRecord) -> str:
     return f"{player.method} ({player.origin})"
 
 
@@ -118,8 +119,8 @@ def _threats(cells: Iterable[Cell]) -> str:
     """Under which threat model each attack played."""
     attacks: dict[str, set[str]] = defaultdict(set)
     for cell in cells:
-        attacks[_pairs(dict(sorted(cell.threat.items())))].add(cell.attack.label)
-    rows = [[threat, ", ".join(sorted(labels))] for threat, labels in sorted(attacks.items())]
+        attacks[_pairs(dict(sorted(cell.scenario.items())))].add(cell.attack.name)
+    rows = [[scenario, ", ".join(sorted(labels))] for scenario, labels in sorted(attacks.items())]
     return grid(["Threat model", "Attacks"], rows)
 
 
@@ -155,8 +156,8 @@ def _folded(summary: str, parts: Iterable[str]) -> str:
 
 
 def _title(cell: Cell) -> str:
-    against = cell.defense.label if cell.defense else NO_VICTIM
-    return f"{cell.attack.label} against {against}, student {cell.student}, seed {cell.seed}"
+    against = cell.defense.name if cell.defense else NO_QUERY
+    return f"{cell.attack.name} against {against}, student {cell.student}, seed {cell.seed}"
 
 
 def _costs(cells: Sequence[Cell]) -> list[str]:
@@ -166,17 +167,17 @@ def _costs(cells: Sequence[Cell]) -> list[str]:
         [kind, str(len(of_kind)), f"{sum(of_kind.values()):,.1f}", f"{fmean(of_kind.values()):,.2f}"]
         for kind, of_kind in stages.items()
     ]
-    by_attack = _by(cells, "steal", lambda cell: cell.attack.label)
+    by_attack = _by(cells, "steal", lambda cell: cell.attack.name)
     queries = _queries(cells)
     attacks = [[label, cost, queries.get(label, "–")] for label, cost in by_attack.items()]
-    hardened, equipped = (
-        _by(cells, kind, lambda cell: cell.defense.label if cell.defense else "") for kind in ("harden", "equip")
+    hardened, auxiliary_seconds = (
+        _by(cells, kind, lambda cell: cell.defense.name if cell.defense else "") for kind in ("harden", "auxiliary")
     )
     parts = ["## Cost"]
     parts += [grid(["Stage", "n", "Seconds in all", "Mean seconds"], rows, right={1, 2, 3})] if rows else []
     parts += [grid(["Attack", "Mean seconds to steal", "Mean queries"], attacks, right={1, 2})] if attacks else []
-    trained = sorted(hardened.keys() | equipped.keys())
-    defenses = [[label, hardened.get(label, "–"), equipped.get(label, "–")] for label in trained]
+    trained = sorted(hardened.keys() | auxiliary_seconds.keys())
+    defenses = [[label, hardened.get(label, "–"), auxiliary_seconds.get(label, "–")] for label in trained]
     head = ["Defense", "Mean seconds to harden", "Mean seconds to equip its service"]
     parts += [grid(head, defenses, right={1, 2})] if defenses else []
     return parts if len(parts) > 1 else []
@@ -205,7 +206,7 @@ def _queries(cells: Iterable[Cell]) -> dict[str, str]:
     counts: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         if "queries" in cell.metrics:
-            counts[cell.attack.label].append(cell.metrics["queries"])
+            counts[cell.attack.name].append(cell.metrics["queries"])
     return {label: f"{fmean(numbers):,.0f}" for label, numbers in counts.items()}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.board.intervals import Estimate
-from kdbench.board.results import Player
+from kdbench.records import MethodRecord
 
 Value = float | str
 
@@ -19,7 +19,7 @@ class Swept:
     method: str
     field: str
     other: str | None
-    players: Mapping[tuple[Value, Value | None], Player]
+    players: Mapping[tuple[Value, Value | None], MethodRecord]
 
     @property
     def values(self) -> list[Value]:
@@ -39,19 +39,19 @@ class Swept:
     def along(self, other: Value | None, measure: Callable[[str], Estimate | None]) -> list[Estimate | None]:
         """What `measure` says of the label at each value of the field, for one value of the other."""
         players = [self.players.get((value, other)) for value in self.values]
-        return [measure(player.label) if player else None for player in players]
+        return [measure(player.name) if player else None for player in players]
 
 
-def sweeps(role: str, players: Iterable[Player]) -> list[Swept]:
+def sweeps(role: str, players: Iterable[MethodRecord]) -> list[Swept]:
     """The sweeps among the players of one role: methods that differ in one or two plain fields, by name."""
-    by_method: dict[str, list[Player]] = defaultdict(list)
+    by_method: dict[str, list[MethodRecord]] = defaultdict(list)
     for player in players:
         by_method[player.method].append(player)
     found = [_swept(role, method, own) for method, own in sorted(by_method.items())]
     return [swept for swept in found if swept and len(swept.values) > 1]
 
 
-def _swept(role: str, method: str, players: Sequence[Player]) -> Swept | None:
+def _swept(role: str, method: str, players: Sequence[MethodRecord]) -> Swept | None:
     names = list(players[0].fields)
     values = {name: {_value(p.fields.get(name)) for p in players} for name in names}
     varying = sorted((name for name in names if len(values[name]) > 1), key=lambda name: -len(values[name]))

@@ -68,7 +68,7 @@ class Dataset(Checked):
     to own no image of a game draws on neither of the two.
     """
 
-    images_of: ClassVar[str] = ""
+    variant_of: ClassVar[str] = ""
 
     def load(self, folder: Path) -> Images:
         """Read the data; `folder` is where files of data sets lie. Images may be bytes or floats in [0,1].
@@ -99,7 +99,7 @@ def fitted(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Owned(Checked):
+class DataSubset(Checked):
     """Which part of the training data a thief uses: a class-balanced `fraction` drawn with `seed`; 0 is data-free."""
 
     fraction: Share = 1.0

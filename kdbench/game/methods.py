@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
-from kdbench.game.data import Owned, Split
+from kdbench.game.data import DataSubset, Split
 from kdbench.game.fields import Checked, Count, NonNegative, Positive, Share, Whole
-from kdbench.game.threat import Answers, Oracle, Service
+from kdbench.game.threat import Access, Oracle, Service
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Log:
 Precision = Literal["fp32", "bf16"]
 
 
-def no_public(name: str) -> Tensor:
+def no_surrogate(name: str) -> Tensor:
     """Where no public data set was asked for beforehand, there is none."""
     raise KdbenchError(f"The public data set '{name}' must be named by the attack's publics().")
 
@@ -110,7 +110,7 @@ class Context:
     weights, losses and optimisers are always fp32. compile: whether networks are compiled before they are trained or
     asked. company: whom `fit` hands its work to first, where several stages train their networks together. public: the
     training images (N,C,H,W) in [0,1] of a data set that anybody can have, by its name, in the shape of the own images.
-    companion: what `Defense.companion` made, for `serve`; None where it has not been called.
+    companion: what `Defense.auxiliary` made, for `serve`; None where it has not been called.
     """
 
     data: Split
@@ -122,9 +122,9 @@ class Context:
     log: Log = field(default_factory=Log)
     precision: Precision = "fp32"
     compile: bool = False
-    company: Callable[[Any], None] | None = None
-    public: Callable[[str], Tensor] = no_public
-    companion: nn.Module | None = None
+    fused: Callable[[Any], None] | None = None
+    surrogate: Callable[[str], Tensor] = no_surrogate
+    auxiliary: nn.Module | None = None
 
     def training(self, **changes: Any) -> "Context":
         """The same context with some fields of the recipe changed."""
@@ -142,10 +142,10 @@ class Defense(Checked):
         """The model to deploy instead of `victim` (training time, once per victim, cached); default: the victim itself."""
         return victim
 
-    def companion(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+    def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         """A second network of the victim's architecture that `serve` needs beside `model` (trained once, cached).
 
-        `serve` finds it as `ctx.companion`, in eval mode. Default: there is none.
+        `serve` finds it as `ctx.auxiliary`, in eval mode. Default: there is none.
         """
         return None
 
@@ -158,7 +158,7 @@ class Defense(Checked):
 class Attack(Checked):
     """Subclass = frozen dataclass; its fields are the hyper-parameters. Override `steal` and say what it needs."""
 
-    needs: ClassVar[Answers]
+    needs: ClassVar[Access]
     """The least grant it can work with; granted less, the cell is skipped. NOTHING makes it a baseline."""
     adaptive: ClassVar[bool] = False
     """Whether it was made to undo defenses: a defense that no adaptive attack was run against stays "unexamined"."""
@@ -167,16 +167,16 @@ class Attack(Checked):
         """A student."""
         raise NotImplementedError
 
-    def owned(self) -> Owned:
+    def data_subset(self) -> DataSubset:
         """Which part of the thief's data it uses; its baselines are trained on the same part. Default: all."""
-        return Owned()
+        return DataSubset()
 
     def networks(self) -> tuple[str, ...]:
         """Registered networks it will ask `ctx.new_student` for, so that a misspelt one is found before any training."""
         return ()
 
-    def publics(self) -> tuple[str, ...]:
-        """Registered data sets whose images it will ask `ctx.public` for; never the one that the game is about."""
+    def surrogate_datasets(self) -> tuple[str, ...]:
+        """Registered data sets whose images it will ask `ctx.surrogate` for; never the one that the game is about."""
         return ()
 
 

@@ -17,7 +17,7 @@ Service = Callable[[Tensor], Tensor]
 ANSWER_CHUNK = 1024  # images a service is handed at once; bounds memory, not the count
 
 
-class Answers(IntEnum):
+class Access(IntEnum):
     """What an attacker may see of the victim, ordered from least to most revealed."""
 
     NOTHING = 0
@@ -27,20 +27,20 @@ class Answers(IntEnum):
     WEIGHTS = 4
 
     @classmethod
-    def _missing_(cls, value: object) -> "Answers | None":
+    def _missing_(cls, value: object) -> "Access | None":
         return next((a for a in cls if a.name.lower() == str(value).lower()), None)
 
 
 @dataclass(frozen=True)
-class ThreatModel(Checked):
+class Scenario(Checked):
     """What this attacker may see, ask and own.
 
-    answers: the grant. topk: classes revealed under the TOPK grant. budget: images the oracle answers at most
+    access: what is granted. topk: classes revealed under the TOPK grant. budget: images the oracle answers at most
     (None: no limit). data: share of the victim's training images that the attacker owns, class-balanced.
     labels: whether it owns their labels too.
     """
 
-    answers: Answers = Answers.PROBS
+    access: Access = Access.PROBS
     topk: Count = 5
     budget: Count | None = None
     data: Share = 1.0
@@ -48,7 +48,7 @@ class ThreatModel(Checked):
 
 
 @dataclass
-class Meter:
+class QueryCounter:
     """How many images an oracle has answered; the runner's, so that a resumed theft goes on counting where it was."""
 
     answered: int = 0
@@ -61,30 +61,32 @@ class Oracle:
     are the rules: writing another threat model into the oracle changes nothing.
     """
 
-    def __init__(self, service: Service, threat: ThreatModel, model: nn.Module, meter: Meter | None = None) -> None:
-        meter = meter or Meter()
-        border = Border()
+    def __init__(
+        self, service: Service, scenario: Scenario, model: nn.Module, meter: QueryCounter | None = None
+    ) -> None:
+        meter = meter or QueryCounter()
+        border = InputCheck()
 
         def ask(x: Tensor) -> Tensor:
-            if threat.answers is Answers.NOTHING:
+            if scenario.access is Access.NOTHING:
                 raise Refused("asked the victim under a threat model that grants nothing")
             border.check(x)
-            _afford(len(x), threat.budget, meter)
+            _afford(len(x), scenario.budget, meter)
             meter.answered += len(x)
             with torch.no_grad():
-                answers = torch.cat([truncate(service(part), threat) for part in x.split(ANSWER_CHUNK)])
+                answers = torch.cat([truncate(service(part), scenario) for part in x.split(ANSWER_CHUNK)])
             return answers.detach()
 
         def hand_out() -> nn.Module:
-            if threat.answers is not Answers.WEIGHTS:
-                raise Refused(f"asked for the weights, but only {threat.answers.name.lower()} were granted")
+            if scenario.access is not Access.WEIGHTS:
+                raise Refused(f"asked for the weights, but only {scenario.access.name.lower()} were granted")
             return copy.deepcopy(model).eval().requires_grad_(False)
 
         def count() -> int:
             border.settle()
             return meter.answered
 
-        self.threat = threat
+        self.scenario = scenario
         self._ask, self._hand_out, self._count = ask, hand_out, count
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -102,19 +104,19 @@ class Oracle:
     @property
     def left(self) -> int | None:
         """Images that the budget still covers; None: no limit."""
-        return None if self.threat.budget is None else self.threat.budget - self.answered
+        return None if self.scenario.budget is None else self.scenario.budget - self.answered
 
     def model(self) -> nn.Module:
         """A frozen copy of the hardened model; raises `Refused` unless weights were granted."""
         return self._hand_out()
 
 
-def truncate(log_p: Tensor, threat: ThreatModel) -> Tensor:
-    """Log-probabilities (N,K) cut down to what `threat` reveals: all, the top k renormalised, or the top label alone."""
-    if threat.answers is Answers.LABEL:
+def truncate(log_p: Tensor, scenario: Scenario) -> Tensor:
+    """Log-probabilities (N,K) cut down to what `scenario` reveals: all, the top k renormalised, or the top label alone."""
+    if scenario.access is Access.LABEL:
         return keep_top(log_p, 1)
-    if threat.answers is Answers.TOPK:
-        return keep_top(log_p, threat.topk)
+    if scenario.access is Access.TOPK:
+        return keep_top(log_p, scenario.topk)
     return log_p
 
 
@@ -128,12 +130,12 @@ def keep_top(log_p: Tensor, n: int) -> Tensor:
     return kept.log_softmax(dim=1)
 
 
-def _afford(images: int, budget: int | None, meter: Meter) -> None:
+def _afford(images: int, budget: int | None, meter: QueryCounter) -> None:
     if budget is not None and meter.answered + images > budget:
         raise Refused(f"asked for {images} answers with {budget - meter.answered} of {budget} left")
 
 
-class Border:
+class InputCheck:
     """Lets nothing pass but images in [0,1].
 
     What lies on the CPU is looked at before it is answered. An accelerator works by itself, and looking would make the

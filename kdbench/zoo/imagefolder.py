@@ -37,7 +37,7 @@ class ImageFolder(Dataset):
 
     @classmethod
     @cache
-    def named(cls, argument: str) -> type[Self]:
+    def from_argument(cls, argument: str) -> type[Self]:
         """The data set of the images in the folder `argument`."""
         own = {"path": Path(argument).expanduser(), "__module__": cls.__module__, "__doc__": cls.__doc__}
         return type(cls.__name__, (cls,), own)

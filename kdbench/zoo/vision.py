@@ -232,7 +232,7 @@ class CIFAR10JPEG(Vision):
     Not CIFAR-10: accuracies on it are not to be set beside those on CIFAR-10.
     """
 
-    images_of: ClassVar[str] = "cifar10"
+    variant_of: ClassVar[str] = "cifar10"
 
     title = "CIFAR-10 as JPEG"
     sizes = (50_000, 10_000)

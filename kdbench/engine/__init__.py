@@ -1,0 +1,1 @@
+"""The engine: plans of stages, the store, the scheduler, workers and executors."""

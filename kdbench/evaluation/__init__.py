@@ -1,0 +1,1 @@
+"""Evaluation of victims and students: predictions, accuracy, answers, adversarial robustness."""

@@ -1,1 +1,0 @@
-"""From a benchmark file to results: plan, store, workers."""

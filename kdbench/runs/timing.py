@@ -1,0 +1,104 @@
+"""Where the time of a run went: a line a stage, a line a kind, and what the machinery around the work cost."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdbench.engine.plan import Stage
+from kdbench.engine.scheduler import Outcome
+from kdbench.engine.store import KINDS, Store
+
+UNKNOWN = "–"
+HEAD = ("kind", "stage", "seconds", "images/s", "of limit", "overhead")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A stage, or several: `seconds` of work in the workers, and what the driver waited for it beyond (None: done before).
+
+    images went through trainings in `trained` seconds; those whose limit was measured took `limited` of these and would
+    have taken `limit` in a bare loop (None: none was measured).
+    """
+
+    kind: str
+    name: str
+    seconds: float
+    overhead: float | None = None
+    images: int = 0
+    trained: float = 0.0
+    limited: float = 0.0
+    limit: float | None = None
+
+    @classmethod
+    def of(cls, stage: Stage, manifest: Mapping[str, Any], waited: float | None) -> "Line":
+        """The line of a finished stage; what it recorded when it ran."""
+        work = manifest.get("work", {})
+        numbers = work.get("images", 0), work.get("seconds", 0.0), work.get("limited_seconds", 0.0)
+        seconds: float = manifest["seconds"]
+        overhead = None if waited is None else waited - seconds
+        return cls(stage.kind, stage.title, seconds, overhead, *numbers, work.get("limit_seconds"))
+
+    @classmethod
+    def total(cls, lines: Sequence["Line"], kind: str, label: str) -> "Line":
+        """Several lines in one."""
+        overheads = [line.overhead for line in lines if line.overhead is not None]
+        limits = [line.limit for line in lines if line.limit is not None]
+        return cls(
+            kind,
+            label,
+            sum(line.seconds for line in lines),
+            sum(overheads) if overheads else None,
+            sum(line.images for line in lines),
+            sum(line.trained for line in lines),
+            sum(line.limited for line in lines),
+            sum(limits) if limits else None,
+        )
+
+    def cells(self) -> tuple[str, ...]:
+        """What stands in the columns of `HEAD`."""
+        speed = f"{self.images / self.trained:.0f}" if self.trained else UNKNOWN
+        share = f"{self.limit / self.limited:.0%}" if self.limit is not None and self.limited else UNKNOWN
+        overhead = f"{self.overhead:.2f}" if self.overhead is not None else UNKNOWN
+        return self.kind, self.name, f"{self.seconds:.2f}", speed, share, overhead
+
+
+def profile(stages: Iterable[Stage], store: Store, outcome: Outcome, wall: float) -> str:
+    """The profile of a run that took `wall` seconds: its finished stages, the totals of each kind, and of what was done now.
+
+    overhead: what the driver waited for a stage beyond the stage's own seconds: starting a worker, reading its
+    specification, publishing, noticing the end. Stages that were done before show what was recorded then.
+    """
+    lines = [
+        Line.of(stage, store.manifest(stage.key), outcome.seconds.get(stage.key))
+        for stage in stages
+        if stage.key not in outcome.problems
+    ]
+    rows = [HEAD, *(line.cells() for line in lines), *(total.cells() for total in _totals(lines))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    return "\n".join([*(_row(row, widths) for row in rows), _summary(lines, wall)])
+
+
+def _totals(lines: Sequence[Line]) -> Iterator[Line]:
+    for kind in KINDS:
+        of_kind = [line for line in lines if line.kind == kind]
+        if of_kind:
+            yield Line.total(of_kind, kind, f"all {len(of_kind)}")
+
+
+def _row(row: Sequence[str], widths: Sequence[int]) -> str:
+    words = [text.ljust(width) for text, width in zip(row[:2], widths[:2], strict=True)]
+    numbers = [text.rjust(width) for text, width in zip(row[2:], widths[2:], strict=True)]
+    return "  ".join([*words, *numbers])
+
+
+def _summary(lines: Sequence[Line], wall: float) -> str:
+    """One sentence a question: how long the run took, and how its work is split."""
+    now = [line for line in lines if line.overhead is not None]
+    work = sum(line.seconds for line in now)
+    split = ", ".join(
+        f"{kind} {100 * sum(line.seconds for line in now if line.kind == kind) / work:.0f}%"
+        for kind in KINDS
+        if work and any(line.kind == kind for line in now)
+    )
+    head = f"{wall:.1f} s on the wall; {len(now)} stages done now, {work:.1f} s of work in the workers"
+    return f"{head} ({split})" if split else head

@@ -1,0 +1,1 @@
+"""The one training loop: fit, augmentation, folding of batch norms, fused training."""
