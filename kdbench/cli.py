@@ -95,7 +95,7 @@ _machine = _options(
         help="Threads of one worker; part of every key.",
     ),
     click.option(
-        "--stack",
+        "--fuse",
         type=click.IntRange(min=1),
         default=1,
         show_default=True,

@@ -38,7 +38,7 @@ def describe(kind: str, name: str) -> str:
         suite = suites.load(name)
         players = (("defenses", suite.defenses), ("attacks", suite.attacks), ("baselines", suite.baselines))
         rows = [f"{role}: {', '.join(choice.name for choice in choices)}" for role, choices in players]
-        return "\n".join([f"{name}: {suite.title}", *rows, f"seeds: {len(suite.seeds)}", f"threat: {suite.scenario}"])
+        return "\n".join([f"{name}: {suite.title}", *rows, f"seeds: {len(suite.seeds)}", f"scenario: {suite.scenario}"])
     entry = registry.find(kind, name)
     thing = entry.load()
     parts = [f"{name}: {entry.target}, from {entry.origin}", _source(thing), inspect.getdoc(thing) or "", *_role(thing)]

@@ -78,8 +78,8 @@ def truthful(model: nn.Module) -> Service:
     return lambda x: predict_logits(model, x).log_softmax(dim=1)
 
 
-def oracle_on(model: nn.Module, answers: Access = Access.WEIGHTS, budget: int | None = None) -> Oracle:
-    return Oracle(truthful(model), Scenario(answers, budget=budget), model)
+def oracle_on(model: nn.Module, access: Access = Access.WEIGHTS, budget: int | None = None) -> Oracle:
+    return Oracle(truthful(model), Scenario(access, budget=budget), model)
 
 
 def owner(attack: Attack, data: Split, seed: int = 0) -> Context:

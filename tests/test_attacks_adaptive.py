@@ -91,8 +91,8 @@ def fickle(model: nn.Module) -> Service:
     return answer
 
 
-def oracle_on(model: nn.Module, budget: int | None = None, answers: Access = Access.TOPK, topk: int = 5) -> Oracle:
-    return Oracle(truthful(model), Scenario(answers, topk=topk, budget=budget), model)
+def oracle_on(model: nn.Module, budget: int | None = None, access: Access = Access.TOPK, topk: int = 5) -> Oracle:
+    return Oracle(truthful(model), Scenario(access, topk=topk, budget=budget), model)
 
 
 def lying(service: Service, model: nn.Module) -> Oracle:

@@ -83,9 +83,9 @@ def of(attack: Attack, data: Split, pool: Tensor, epochs: int = EPOCHS, seed: in
     return replace(context(attack.data_subset().of(data), epochs, seed), surrogate=lambda _: pool)
 
 
-def oracle_on(model: nn.Module, budget: int | None = None, answers: Access = Access.PROBS, topk: int = 5) -> Oracle:
+def oracle_on(model: nn.Module, budget: int | None = None, access: Access = Access.PROBS, topk: int = 5) -> Oracle:
     service = Defense().serve(model, context(blobs().train))
-    return Oracle(service, Scenario(answers, topk=topk, budget=budget), model)
+    return Oracle(service, Scenario(access, topk=topk, budget=budget), model)
 
 
 def behind(defense: Defense, model: nn.Module) -> Oracle:
@@ -397,10 +397,10 @@ def test_an_empty_pool_says_so(data: Split, victim: nn.Module, patterns: Tensor)
 @pytest.mark.parametrize("answers", [Access.PROBS, Access.TOPK, Access.LABEL])
 @pytest.mark.parametrize("policy", ["random", "adaptive"])
 def test_a_student_of_another_data_set_knows_the_victims(
-    policy: Any, answers: Access, data: Split, victim: nn.Module
+    policy: Any, access: Access, data: Split, victim: nn.Module
 ) -> None:
     attack = replace(RANDOM, policy=policy, queries=400)
-    student = attack.steal(oracle_on(victim, answers=answers, topk=2), of(attack, data, smooth(600), epochs=20))
+    student = attack.steal(oracle_on(victim, access=answers, topk=2), of(attack, data, smooth(600), epochs=20))
     assert accuracy(student, blobs().test) > 0.9
 
 

@@ -179,7 +179,7 @@ def test_without_intervals_all_share_rank_1_and_losing_seeds_earns_none() -> Non
 def test_protection_is_the_same_attack_on_none_minus_here() -> None:
     cells = over_seeds("none", "kd", [0.90, 0.92, 0.94]) + over_seeds("nasty", "kd", [0.80, 0.84, 0.80])
     found = only(cells)
-    protection = found.protection(found.matches["nasty", "kd"])
+    protection = found.protection(found.pairings["nasty", "kd"])
     assert protection is not None
     assert protection.mean == pytest.approx(0.32 / 3)
     assert protection.half_width == pytest.approx(T_2 * (84 / 90000) ** 0.5 / 3**0.5)
@@ -277,7 +277,7 @@ def test_net_gain_is_over_the_baseline_that_validation_chose_on_the_same_part_of
     cells += over_seeds(None, "label-smoothing", [0.85, 0.86], val=0.81)
     cells += over_seeds(None, "cross-entropy", [0.60, 0.64], subset=tenth)
     found = only(cells)
-    gains = {attack: found.gain(found.matches["none", attack]) for attack in ("kd", "partial")}
+    gains = {attack: found.gain(found.pairings["none", attack]) for attack in ("kd", "partial")}
     assert gains["kd"] is not None
     assert gains["kd"].mean == pytest.approx((0.05 + 0.06) / 2)
     assert gains["partial"] is not None
@@ -288,7 +288,7 @@ def test_net_gain_is_over_the_baseline_that_validation_chose_on_the_same_part_of
 
 def test_a_thief_without_data_is_compared_with_guessing() -> None:
     found = only(over_seeds("none", "inversion", [0.65, 0.75], subset={"fraction": 0.0, "seed": 0}))
-    gain = found.gain(found.matches["none", "inversion"])
+    gain = found.gain(found.pairings["none", "inversion"])
     assert gain is not None
     assert gain.mean == pytest.approx(0.6)
 
@@ -297,11 +297,11 @@ def test_gain_over_labels_is_over_the_hard_label_thief_of_the_same_defense_and_d
     cells = over_seeds("nasty", "kd", [0.80, 0.82]) + over_seeds("nasty", "hard-label", [0.78, 0.79])
     cells += over_seeds("nasty", "partial", [0.8, 0.8], subset={"fraction": 0.1, "seed": 0})
     found = only(cells)
-    gain = found.gain_over_labels(found.matches["nasty", "kd"])
+    gain = found.gain_over_labels(found.pairings["nasty", "kd"])
     assert gain is not None
     assert gain.mean == pytest.approx((0.02 + 0.03) / 2)
-    assert found.gain_over_labels(found.matches["nasty", "partial"]) is None
-    assert found.gain_over_labels(found.matches["nasty", "hard-label"]) is None
+    assert found.gain_over_labels(found.pairings["nasty", "partial"]) is None
+    assert found.gain_over_labels(found.pairings["nasty", "hard-label"]) is None
 
 
 def test_without_none_and_baselines_nothing_is_made_up() -> None:

@@ -134,9 +134,9 @@ def test_results_that_have_no_place_are_refused_before_anything_is_done(
 
 
 def test_a_change_is_a_toml_value_or_else_a_string() -> None:
-    changes = ["attack.kd.temperature=20", "threat.labels=false", "title=a b", "seeds=[1,2]", "a.b==c"]
+    changes = ["attack.kd.temperature=20", "scenario.labels=false", "title=a b", "seeds=[1,2]", "a.b==c"]
     tree = command.Request(changes=changes).tree()
-    assert tree == {"attack.kd.temperature": 20, "threat.labels": False, "title": "a b", "seeds": [1, 2], "a.b": "=c"}
+    assert tree == {"attack.kd.temperature": 20, "scenario.labels": False, "title": "a b", "seeds": [1, 2], "a.b": "=c"}
 
 
 @pytest.mark.parametrize("text", ["omega", "=3", ""])

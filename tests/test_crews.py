@@ -57,7 +57,7 @@ def test_thefts_by_students_of_different_architectures_are_no_kin(plan: Callable
 
 def test_a_stacked_run_gives_what_one_by_one_does(golden: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
     """Up to rounding: one image of 96 that lies on a border may fall to the other side. It is in the record, and the key."""
-    cells = run(tiny(), tmp_path, stack=8)
+    cells = run(tiny(), tmp_path, fuse=8)
     assert cells.keys() == golden.cells.keys()
     for name, cell in cells.items():
         other = golden.cells[name]
@@ -72,7 +72,7 @@ def test_a_stacked_run_gives_what_one_by_one_does(golden: Played, tiny: Callable
 
 def test_seconds_of_a_stack_are_shared_and_waiting_is_nobodys(tiny: Callable[..., Suite], tmp_path: Path) -> None:
     start = time.monotonic()
-    run(tiny(), tmp_path, stack=100, jobs=1)
+    run(tiny(), tmp_path, fuse=100, jobs=1)
     passed, store = time.monotonic() - start, Store(tmp_path / "store")
     attack_runs = [store.manifest(key) for key in store.finished() if key.startswith("steal")]
     assert (
@@ -93,7 +93,7 @@ def fused_stages(plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., tup
         data = next(iter(plan(base).stages.values()))
         engine = LocalExecutor(store.root, 2)
         run_stages({data.key: data}, store, engine, Recorder(), TERMS)
-        stages = plan(base, Numerics(stack=8), store.manifest(data.key)["content"]).stages
+        stages = plan(base, Numerics(fuse=8), store.manifest(data.key)["content"]).stages
         run_stages({k: s for k, s in stages.items() if s.kind == "train"}, store, engine, Recorder(), TERMS)
         attack_runs = {key: stage for key, stage in stages.items() if stage.kind == "steal"}
         for key, stage in attack_runs.items():
@@ -107,7 +107,7 @@ def fused_stages(plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., tup
 
 
 def test_a_theft_that_fails_costs_no_other(fused_stages: Callable[..., tuple[Store, list[str]]]) -> None:
-    store, keys = fused_stages({"threat.budget": 150})  # less than two epochs of questions about 96 images
+    store, keys = fused_stages({"scenario.budget": 150})  # less than two epochs of questions about 96 images
     assert worker.work(str(store.root), *keys) == worker.FAILED
     failed = {key for key in keys if store.failure(key)}
     asking = {

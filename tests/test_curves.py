@@ -19,8 +19,8 @@ from test_board import ended, files, matrix, only, over_seeds, write_all_cells
 
 from kdbench.board import report
 from kdbench.board.intervals import Estimate, estimate
-from kdbench.board.plots import drawing as plots
 from kdbench.board.plots import curves, figures
+from kdbench.board.plots import drawing as plots
 from kdbench.board.plots.drawing import Plot
 from kdbench.board.sweeps import sweeps
 from kdbench.records import Cell, MethodRecord, Status
@@ -253,7 +253,7 @@ def test_along_one_field_of_a_defense_stand_what_is_served_and_each_theft() -> N
     found = only(cells)
     for attack in ("kd", "hard-label"):
         labels = [f"nasty+omega-{omega}+tau-4.0" for omega in OMEGAS]
-        expected = [found.matches[label, attack].mean("student_acc") for label in labels]
+        expected = [found.pairings[label, attack].mean("student_acc") for label in labels]
         assert ys(stolen, attack) == percent(expected)
     assert legend(figure) == ["victim", "hard-label", "kd", "none", "no victim"]
 
@@ -431,7 +431,7 @@ def boxes(figure: Figure) -> Iterator[tuple[str, Any]]:
     with style.context(["default", figures.STYLE]):
         figure.draw_without_rendering()
     for ax in figure.axes:
-        yield from ((text.get_text(), text.get_window_extent()) for text in (ax.title, ax.xaxis.name, ax.yaxis.name))
+        yield from ((text.get_text(), text.get_window_extent()) for text in (ax.title, ax.xaxis.label, ax.yaxis.label))
         yield from ((text.get_text(), text.get_window_extent()) for text in seen_ticks(ax))
     yield from ((text.get_text(), text.get_window_extent()) for text in figure.texts)
     yield from ((text.get_text(), text.get_window_extent()) for text in figure.legends[0].get_texts())

@@ -57,7 +57,7 @@ attacks = ["kd", "once", "partial-kd", "assistant-kd", "deep-inversion", "adapti
 baselines = ["cross-entropy", "label-smoothing", "hard-label"]
 dataset = "blobs"
 
-[threat]
+[scenario]
 access = "weights"
 
 [victim]

@@ -124,7 +124,7 @@ def test_a_failure_is_never_cached(golden: Played, tiny: Callable[..., Suite], t
 def test_a_refused_question_is_the_reason_of_the_cells_that_asked(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    cells = run(tiny({"threat.budget": 100}), golden.copy(tmp_path))
+    cells = run(tiny({"scenario.budget": 100}), golden.copy(tmp_path))
     for name, found in cells.items():
         if name.startswith("baseline") or "partial" in name:  # 2 epochs x 48 images are inside the budget
             assert found.status is Status.DONE, name

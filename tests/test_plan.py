@@ -81,8 +81,8 @@ def test_stages_have_labels_of_their_own(plan: Callable[..., Plan]) -> None:
 
 
 def test_a_grant_that_reveals_the_first_few_classes_has_their_number_in_its_keys(plan: Callable[..., Plan]) -> None:
-    few, many = (plan({"scenario.access": "topk", "threat.topk": count}) for count in (2, 5))
-    assert cell(few, "none", "kd").threat.topk == 2
+    few, many = (plan({"scenario.access": "topk", "scenario.topk": count}) for count in (2, 5))
+    assert cell(few, "none", "kd").scenario.topk == 2
     assert cell(few, "none", "kd").stages["steal"] != cell(many, "none", "kd").stages["steal"]
     assert cell(few, None, "cross-entropy").stages == cell(many, None, "cross-entropy").stages
 
@@ -114,8 +114,8 @@ def test_a_baseline_has_no_victim_in_its_key_and_does_not_depend_on_the_defenses
         {"defense.nasty.omega": 0.5},
         {"attacks": ["kd"]},
         {"scenario.access": "label"},
-        {"threat.budget": 7},
-        {"attack.name-smoothing.smoothing": 0.3},
+        {"scenario.budget": 7},
+        {"attack.label-smoothing.smoothing": 0.3},
     ):
         assert cell(plan(changes), None, "cross-entropy").stages == stages, changes
 
@@ -135,17 +135,17 @@ NASTY = {"harden by nasty", "score nasty"} | ALL_ON["nasty"] | SCORES_ON["nasty"
         ({"defense.nasty.tau": 5}, NASTY),
         ({"defense.stingy.ratio": 0.9}, {"score stingy"} | ALL_ON["stingy"] | SCORES_ON["stingy"]),
         ({"attack.kd.temperature": 9}, {f"{s}kd {w} {d}" for s, w in (("", "from"), ("score ", "on")) for d in ALL_ON}),
-        ({"attack.name-smoothing.smoothing": 0.2}, {b for b in BASE | BASE_SCORES if "label-smoothing" in b}),
+        ({"attack.label-smoothing.smoothing": 0.2}, {b for b in BASE | BASE_SCORES if "label-smoothing" in b}),
         ({"robustness.level": "fast"}, AUDITS | THEFT_SCORES | BASE_SCORES),
         ({"student.recipe.lr": 0.01}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
         ({"student.network": "mini-16"}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
         ({"victim.recipe.lr": 0.01}, VICTIMS),
         ({"victim.network": "mini-16"}, VICTIMS),
-        ({"threat.budget": 1000}, THEFTS | THEFT_SCORES),
+        ({"scenario.budget": 1000}, THEFTS | THEFT_SCORES),
         ({"scenario.access": "topk"}, THEFTS | THEFT_SCORES),
-        ({"threat.topk": 2}, set()),
-        ({"threat.data": 0.5}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
-        ({"threat.labels": False}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
+        ({"scenario.topk": 2}, set()),
+        ({"scenario.data": 0.5}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
+        ({"scenario.labels": False}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
         ({"dataset": {"name": "blobs", "noise": 0.3}}, {"read blobs"} | VICTIMS | BASE | BASE_SCORES),
     ],
     ids=str,
@@ -166,7 +166,7 @@ def test_defaults_that_are_written_out_change_no_key(plan: Callable[..., Plan]) 
     written = {
         "defense.nasty.tau": 4,
         "attack.kd.alpha": 0.9,
-        "threat.data": 1,
+        "scenario.data": 1,
         "seeds": [0],
         "victim.recipe.momentum": 0.9,
     }
@@ -240,7 +240,7 @@ def test_an_attack_without_data_gets_no_baseline_without_data(plan: Callable[...
 
 
 def test_a_thief_without_images_plays_only_what_needs_none(plan: Callable[..., Plan]) -> None:
-    found = plan({"scenario.access": "weights", "threat.data": 0, "attacks": ["kd", "deep-inversion"]})
+    found = plan({"scenario.access": "weights", "scenario.data": 0, "attacks": ["kd", "deep-inversion"]})
     assert cell(found, "none", "kd").skipped == "'kd' needs images of its own; the suite grants none"
     assert cell(found, "none", "deep-inversion").skipped == ""
     assert not [c for c in found.cells if c.defense is None]

@@ -252,7 +252,7 @@ def test_a_thief_that_owns_nothing_but_a_pool_has_no_baseline_of_its_own(pooled:
     found = pooled({"attacks": ["knockoff"]})
     assert cell(found, "none", "knockoff").subset == DataSubset(fraction=0.0)
     assert {one.subset.fraction for one in found.cells if one.defense is None} == {1.0}
-    assert not cell(pooled({"threat.data": 0}), "none", "knockoff").skipped
+    assert not cell(pooled({"scenario.data": 0}), "none", "knockoff").skipped
 
 
 # What a run makes of it

@@ -339,7 +339,9 @@ def test_examples_that_fool_a_copy_fool_the_victim_itself() -> None:
 
 def test_examples_do_not_carry_over_to_a_victim_that_looks_elsewhere() -> None:
     images = quadrant_images(channels=2)
-    scores = evaluate_against(Quadrants(channel=1), served(Quadrants()), as_images(images), replace(FAST, eps=1.1 * RADIUS), 0)
+    scores = evaluate_against(
+        Quadrants(channel=1), served(Quadrants()), as_images(images), replace(FAST, eps=1.1 * RADIUS), 0
+    )
     assert scores == {"fidelity": 1.0, "transfer": 0.0}
 
 
@@ -469,7 +471,7 @@ def test_every_score_has_its_place_in_a_cells_record() -> None:
     ("field", "value"), [("eps", 0.0), ("eps", -0.1), ("pgd_steps", 0), ("cw_inset", 0.5), ("cw_inset", 0.0)]
 )
 def test_values_that_make_no_attack_are_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(KdbenchError, match=f"Evasion.{field} must be"):
+    with pytest.raises(KdbenchError, match=f"Robustness.{field} must be"):
         replace(FAST, **{field: value})
 
 

@@ -28,10 +28,10 @@ from kdbench.engine.store import (
     MANIFEST,
     NAMELESS_SECONDS,
     Store,
+    collect_garbage,
     digest,
     file_digest,
     read_json,
-    collect_garbage,
     write_json,
 )
 from kdbench.engine.tensors import load_state, load_tensors, load_weights, save_state, save_tensors, save_weights

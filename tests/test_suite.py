@@ -100,7 +100,7 @@ network = "mini-8"
 [student.recipe]
 lr = 1
 
-[threat]
+[scenario]
 access = "topk"
 topk = 2
 budget = 100
@@ -254,7 +254,7 @@ ELEVEN = "mine.toml, line 11: "  # of what stands on the second line after GOOD
         (GOOD + "[student.recipe]\nmilestones = [1, -1]\n", ELEVEN + "student.recipe.milestones[1] must be greater"),
         (GOOD + "[student.recipe]\nlr = nan\n", ELEVEN + "student.recipe.lr must be a finite number, not nan."),
         (GOOD + '[threat]\nanswers = "prob"\n', ELEVEN + "scenario.access must be one of nothing, label, topk, probs, weights"),
-        (GOOD + "[threat]\nbudget = 0\n", ELEVEN + "threat.budget must be greater than or equal to 1, not 0."),
+        (GOOD + "[threat]\nbudget = 0\n", ELEVEN + "scenario.budget must be greater than or equal to 1, not 0."),
         (GOOD + '[robustness]\nlevel = "all"\n', ELEVEN + f"robustness.level must be {LEVELS}, not 'all'."),
         (GOOD + "[robustness]\neps = 0\n", ELEVEN + "robustness.eps must be greater than 0, not 0."),
         ("tolerance = 2\n" + GOOD, "mine.toml, line 1: benchmark.tolerance must be less than or equal to 1, not 2."),

@@ -21,7 +21,7 @@ from kdbench.game.fields import build
 from kdbench.records import ReportedNumber
 from kdbench.runs.command import Request
 from kdbench.suites import reader as suites
-from kdbench.suites.suite import ReportedNumber, Suite, with_undefended
+from kdbench.suites.suite import Reported, Suite, with_undefended
 from kdbench.suites.sweeps import Sweep, spread
 from runs import DUEL, Json, Played, run
 
@@ -120,7 +120,7 @@ def test_a_list_is_one_value_of_one_field_and_a_point_of_several(tmp_path: Path)
 
 def test_a_baseline_is_swept_where_the_file_names_it(tmp_path: Path) -> None:
     text = 'baselines = ["label-smoothing", "hard-label"]\n' + GOOD
-    suite = read(tmp_path, text + sweep('"attack.name-smoothing.smoothing"', "[0.1, 0.2]"))
+    suite = read(tmp_path, text + sweep('"attack.label-smoothing.smoothing"', "[0.1, 0.2]"))
     assert [choice.name for choice in suite.baselines] == [
         "label-smoothing+smoothing-0.1",
         "label-smoothing+smoothing-0.2",
@@ -319,7 +319,7 @@ def test_a_method_that_is_played_because_the_file_names_none_is_swept(tmp_path: 
     text = GOOD.replace('attacks = ["kd"]\n', "")
     suite = read(
         tmp_path,
-        text + sweep('"attack.kd.alpha"', "[0.1]") + sweep('"attack.name-smoothing.smoothing"', "[0.1, 0.2]"),
+        text + sweep('"attack.kd.alpha"', "[0.1]") + sweep('"attack.label-smoothing.smoothing"', "[0.1, 0.2]"),
     )
     assert [choice.name for choice in suite.attacks] == ["kd+alpha-0.1"]
     assert [choice.name for choice in suite.baselines] == [
@@ -395,8 +395,8 @@ def test_a_mistake_elsewhere_in_the_file_is_still_a_sentence(tmp_path: Path, tex
 # What papers say
 
 
-def figure(**changes: Any) -> ReportedNumber:
-    return ReportedNumber(**{"accuracy": 0.9, "source": "a table", "evidence": "paper", **changes})
+def figure(**changes: Any) -> Reported:
+    return Reported(**{"accuracy": 0.9, "source": "a table", "evidence": "paper", **changes})
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ FIGURES = [(name, said) for name in suites.shipped() for said in suites.load(nam
 @pytest.mark.parametrize(
     ("name", "said"), FIGURES, ids=[f"{n}-{f.defense or 'alone'}-{f.attack}-{f.student}-{f.victim}" for n, f in FIGURES]
 )
-def test_every_shipped_figure_is_about_a_cell_of_its_suite(name: str, said: ReportedNumber) -> None:
+def test_every_shipped_figure_is_about_a_cell_of_its_suite(name: str, said: Reported) -> None:
     """With the victim that it names; a victim that distils into itself is played by --student too, as the files say."""
     changes: Json = {"seeds": 1, **({"victim.network": said.victim} if said.victim else {})}
     if said.student == said.victim != "":
@@ -562,7 +562,7 @@ ALL = (OF_VICTIM, OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)
     [
         ("dataset", ALL),
         ("dataset.validation", ALL),
-        ("threat.data", (OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)),
+        ("scenario.data", (OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)),
         ("victim.network", (OF_VICTIM, OF_THEFT)),
         ("victim.recipe.epochs", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
         ("student.networks", (OF_THEFT, OF_BASELINE)),
@@ -592,12 +592,12 @@ def test_a_figure_of_a_point_is_lost_with_its_method_and_with_its_sweep(path: st
 
 
 def test_a_paper_is_not_set_beside_another_game_than_its_own() -> None:
-    changes = ["threat.data=0.01", "defense.nasty.omega=0"]
+    changes = ["scenario.data=0.01", "defense.nasty.omega=0"]
     suite = suites.load("nasty-cifar10", Request(dataset="digits", changes=changes).tree())
     assert suite.reported == ()
     assert suite.left_out == (
         "16 of 16 published figures are not shown: they are not about a game with another dataset, "
-        "defense.nasty.omega, threat.data."
+        "defense.nasty.omega, scenario.data."
     )
 
 
@@ -619,7 +619,7 @@ def test_a_sweep_can_be_stopped_though_papers_speak_of_its_points(tmp_path: Path
 
 
 @pytest.mark.parametrize(("name", "said"), FIGURES)
-def test_every_shipped_figure_names_the_networks_that_it_is_about(name: str, said: ReportedNumber) -> None:
+def test_every_shipped_figure_names_the_networks_that_it_is_about(name: str, said: Reported) -> None:
     assert bool(said.victim) == bool(said.defense)
     assert bool(said.student) == bool(said.attack)
 

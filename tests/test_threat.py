@@ -133,9 +133,9 @@ def test_the_top_k_grant_reveals_the_k_likeliest_classes_renormalised(service: C
 
 
 @pytest.mark.parametrize("answers", [Access.PROBS, Access.WEIGHTS])
-def test_all_probabilities_are_answered_as_they_are(service: Counting, answers: Access) -> None:
+def test_all_probabilities_are_answered_as_they_are(service: Counting, access: Access) -> None:
     x = images(40)
-    assert torch.equal(oracle(service, answers=answers)(x), service(x))
+    assert torch.equal(oracle(service, access=answers)(x), service(x))
 
 
 # Rows of few different values: full of ties.
@@ -154,7 +154,7 @@ def test_ties_never_enlarge_what_is_revealed(rows: list[list[int]], n: int) -> N
 
 
 @given(rows=ROWS, answers=st.sampled_from([Access.LABEL, Access.TOPK, Access.PROBS]), k=st.integers(1, 6))
-def test_what_was_cut_down_once_is_not_cut_down_further(rows: list[list[int]], answers: Access, k: int) -> None:
+def test_what_was_cut_down_once_is_not_cut_down_further(rows: list[list[int]], access: Access, k: int) -> None:
     threat = Scenario(access=answers, topk=k)
     shown = truncate(torch.tensor(rows, dtype=torch.float64).log_softmax(dim=1), threat)
     torch.testing.assert_close(truncate(shown, threat), shown)
@@ -181,9 +181,9 @@ def test_where_nothing_is_granted_nothing_is_answered(service: Counting) -> None
 
 
 @pytest.mark.parametrize("answers", [a for a in Access if a is not Access.WEIGHTS])
-def test_weights_are_handed_out_under_the_weights_grant_only(service: Counting, answers: Access) -> None:
+def test_weights_are_handed_out_under_the_weights_grant_only(service: Counting, access: Access) -> None:
     with pytest.raises(Refused, match=rf"^asked for the weights, but only {answers.name.lower()} were granted$"):
-        oracle(service, answers=answers).model()
+        oracle(service, access=answers).model()
 
 
 def test_the_model_handed_out_is_a_frozen_copy_that_leads_nowhere(service: Counting) -> None:
@@ -294,7 +294,7 @@ def test_the_ladder_of_answers_is_ordered_from_least_to_most_revealed() -> None:
 
 
 @pytest.mark.parametrize("answers", Access)
-def test_answers_are_written_by_name_in_either_case(answers: Access) -> None:
+def test_answers_are_written_by_name_in_either_case(access: Access) -> None:
     for name in (answers.name, answers.name.lower()):
         assert Access(name) is answers  # type: ignore[arg-type]
 
@@ -361,7 +361,7 @@ def test_a_class_without_images_is_nobodys_fault() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, torch.nan])
 def test_a_share_is_between_nothing_and_all(fraction: float) -> None:
-    with pytest.raises(KdbenchError, match=r"^Owned\.fraction must be "):
+    with pytest.raises(KdbenchError, match=r"^DataSubset\.fraction must be "):
         DataSubset(fraction)
 
 

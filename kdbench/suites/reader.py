@@ -19,7 +19,7 @@ from kdbench.game.data import Dataset
 from kdbench.game.fields import Checked, Share, Whole, build, hints
 from kdbench.game.methods import Attack, Defense, Recipe
 from kdbench.game.threat import Scenario
-from kdbench.suites.suite import NO_DEFENSE, Choice, ReportedNumber, Suite, Tree
+from kdbench.suites.suite import NO_DEFENSE, Choice, Reported, Suite, Tree
 from kdbench.suites.sweeps import PLAYED, Sweep, spread, unplayed
 from kdbench.suites.toml_lines import keys_of, line_of, parts
 
@@ -50,7 +50,7 @@ class _Sides(Checked):
     networks: tuple[str, ...]
 
 
-TABLES = ("dataset", "threat", "victim", "student", "robustness", "defense", "attack", "sweep", "reported")
+TABLES = ("dataset", "scenario", "victim", "student", "robustness", "defense", "attack", "sweep", "reported")
 
 
 def shipped() -> list[str]:
@@ -132,7 +132,7 @@ class _Reader:
             seeds=seeds,
             tolerance=rules.tolerance,
             precision=rules.precision,
-            scenario=self._table(Scenario, "threat"),
+            scenario=self._table(Scenario, "scenario"),
             robustness=self._table(Robustness, "robustness"),
             victim=self._victim(),
             victim_recipe=self._table(Recipe, "victim", "recipe"),
@@ -182,9 +182,9 @@ class _Reader:
                     )
                 yield Choice(name, name, build(cls, {}, "dataset"), registry.find("dataset", name).origin)
 
-    def _reported_numbers(self) -> tuple[tuple[ReportedNumber, ...], str]:
+    def _reported_numbers(self) -> tuple[tuple[Reported, ...], str]:
         """What papers say of the game as it was changed, and a sentence about what they say of another one."""
-        written = self._list(ReportedNumber, "reported")
+        written = self._list(Reported, "reported")
         lost = {path: [said for said in written if said.lost(path)] for path in sorted(self._changed)}
         kept = tuple(said for said in written if not any(said in those for those in lost.values()))
         for said in kept:
@@ -195,7 +195,7 @@ class _Reader:
         count = f"{len(written) - len(kept)} of {len(written)}"
         return kept, f"{count} published figures are not shown: they are not about a game with another {causes}."
 
-    def _check_reported(self, said: ReportedNumber) -> None:
+    def _check_reported(self, said: Reported) -> None:
         """The names in it must be those of something, whether it is played or not."""
         with self._blame("reported"):
             for kind, label in (("defense", said.defense), ("attack", said.attack)):

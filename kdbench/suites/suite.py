@@ -11,7 +11,7 @@ from kdbench.evaluation.adversarial import Robustness
 from kdbench.game.fields import Checked, Share, plain
 from kdbench.game.methods import Recipe
 from kdbench.game.threat import Scenario
-from kdbench.records import ReportedNumber as ReportedRecord
+from kdbench.records import ReportedNumber
 from kdbench.suites.sweeps import SWEPT
 
 Tree = dict[str, Any]
@@ -41,7 +41,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class ReportedNumber(Checked):
+class Reported(Checked):
     """`[[reported]]`: an accuracy that a paper reports, of the student of a cell; without an attack, of the victim.
 
     Without a defense it is a student's that was trained without the victim. evidence: how it is known, as in "code" (the
@@ -63,14 +63,14 @@ class ReportedNumber(Checked):
         if not self.defense and not self.attack:
             raise KdbenchError("published: name a defense, for its victim, or an attack, for its student, or both.")
 
-    def of(self, defense: str, attack: str, student: str, victim: str) -> ReportedRecord | None:
+    def of(self, defense: str, attack: str, student: str, victim: str) -> ReportedNumber | None:
         """What it says of the cell of these labels, if it is about that."""
         said = (self.attack, self.student, self.victim)
         if self.defense != defense or any(
             a not in ("", b) for a, b in zip(said, (attack, student, victim), strict=True)
         ):
             return None
-        return ReportedRecord("student_acc" if self.attack else "victim_acc", self.accuracy, self.source, self.evidence)
+        return ReportedNumber("student_acc" if self.attack else "victim_acc", self.accuracy, self.source, self.evidence)
 
     def lost(self, path: Sequence[str]) -> bool:
         """Whether it says nothing of the game any more after a change at this place of the benchmark file.
@@ -86,7 +86,7 @@ class ReportedNumber(Checked):
             return not rest or _played_as(self.defense if side == "defense" else self.attack, rest[0])
         if side == "sweep":
             return SWEPT in self.defense + self.attack
-        return side == "dataset" or (side == "threat" and bool(self.attack))
+        return side == "dataset" or (side == "scenario" and bool(self.attack))
 
 
 def _another(network: str, path: Sequence[str]) -> bool:
@@ -127,7 +127,7 @@ class Suite:
     attacks: tuple[Choice, ...]
     baselines: tuple[Choice, ...]
     surrogates: tuple[Choice, ...] = ()
-    reported: tuple[ReportedNumber, ...] = ()
+    reported: tuple[Reported, ...] = ()
     left_out: str = ""
 
     def stamped(self, folder: Path) -> "Suite":

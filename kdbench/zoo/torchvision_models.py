@@ -27,7 +27,7 @@ class Torchvision:
     argument = "NAME"
 
     @staticmethod
-    def named(argument: str) -> Callable[[Shape, int], nn.Module]:
+    def from_argument(argument: str) -> Callable[[Shape, int], nn.Module]:
         """The factory of the network `argument`; raises `KdbenchError` with the nearest name when there is none."""
         from torchvision import models  # half a second
 
