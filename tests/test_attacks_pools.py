@@ -400,7 +400,7 @@ def test_a_student_of_another_data_set_knows_the_victims(
     policy: Any, access: Access, data: Split, victim: nn.Module
 ) -> None:
     attack = replace(RANDOM, policy=policy, queries=400)
-    student = attack.steal(oracle_on(victim, access=answers, topk=2), of(attack, data, smooth(600), epochs=20))
+    student = attack.steal(oracle_on(victim, access=access, topk=2), of(attack, data, smooth(600), epochs=20))
     assert accuracy(student, blobs().test) > 0.9
 
 

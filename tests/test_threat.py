@@ -132,10 +132,10 @@ def test_the_top_k_grant_reveals_the_k_likeliest_classes_renormalised(service: C
     torch.testing.assert_close(shown.gather(1, top.indices), top.values / top.values.sum(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("answers", [Access.PROBS, Access.WEIGHTS])
+@pytest.mark.parametrize("access", [Access.PROBS, Access.WEIGHTS])
 def test_all_probabilities_are_answered_as_they_are(service: Counting, access: Access) -> None:
     x = images(40)
-    assert torch.equal(oracle(service, access=answers)(x), service(x))
+    assert torch.equal(oracle(service, access=access)(x), service(x))
 
 
 # Rows of few different values: full of ties.
@@ -153,9 +153,9 @@ def test_ties_never_enlarge_what_is_revealed(rows: list[list[int]], n: int) -> N
     assert (least_shown >= most_hidden).all()
 
 
-@given(rows=ROWS, answers=st.sampled_from([Access.LABEL, Access.TOPK, Access.PROBS]), k=st.integers(1, 6))
+@given(rows=ROWS, access=st.sampled_from([Access.LABEL, Access.TOPK, Access.PROBS]), k=st.integers(1, 6))
 def test_what_was_cut_down_once_is_not_cut_down_further(rows: list[list[int]], access: Access, k: int) -> None:
-    threat = Scenario(access=answers, topk=k)
+    threat = Scenario(access=access, topk=k)
     shown = truncate(torch.tensor(rows, dtype=torch.float64).log_softmax(dim=1), threat)
     torch.testing.assert_close(truncate(shown, threat), shown)
 
@@ -180,10 +180,10 @@ def test_where_nothing_is_granted_nothing_is_answered(service: Counting) -> None
     assert asked.answered == 0
 
 
-@pytest.mark.parametrize("answers", [a for a in Access if a is not Access.WEIGHTS])
+@pytest.mark.parametrize("access", [a for a in Access if a is not Access.WEIGHTS])
 def test_weights_are_handed_out_under_the_weights_grant_only(service: Counting, access: Access) -> None:
-    with pytest.raises(Refused, match=rf"^asked for the weights, but only {answers.name.lower()} were granted$"):
-        oracle(service, access=answers).model()
+    with pytest.raises(Refused, match=rf"^asked for the weights, but only {access.name.lower()} were granted$"):
+        oracle(service, access=access).model()
 
 
 def test_the_model_handed_out_is_a_frozen_copy_that_leads_nowhere(service: Counting) -> None:
@@ -293,10 +293,10 @@ def test_the_ladder_of_answers_is_ordered_from_least_to_most_revealed() -> None:
     assert Access.NOTHING < Access.LABEL < Access.TOPK < Access.PROBS < Access.WEIGHTS
 
 
-@pytest.mark.parametrize("answers", Access)
+@pytest.mark.parametrize("access", Access)
 def test_answers_are_written_by_name_in_either_case(access: Access) -> None:
-    for name in (answers.name, answers.name.lower()):
-        assert Access(name) is answers  # type: ignore[arg-type]
+    for name in (access.name, access.name.lower()):
+        assert Access(name) is access  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("field", "value"), [("topk", 0), ("budget", 0), ("data", 1.5), ("data", -0.1)])
