@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdbench.engine.store import write_json
 from kdbench.engine.tensors import load_state, save_state
-from kdbench.game.methods import Log
+from kdbench.game.methods import Checkpoint, Log
 from kdbench.game.threat import QueryCounter
 
 CHECKPOINT_SECONDS = float(
@@ -83,6 +83,10 @@ class StageLog(Log):
         """Count it: a resumed stage counts what this attempt did."""
         self.throughput.add(images, seconds, limit)
 
+    def checkpoint(self, name: str) -> Checkpoint:
+        """The checkpoint of that name, a file of the stage's folder."""
+        return StageCheckpoint(self, name.replace("/", "-"))
+
     def due(self) -> bool:
         """Whether the last checkpoint is old enough for another, or the stage is about to stop."""
         return self.resumable and (self.stop or time.monotonic() - self._saved >= CHECKPOINT_SECONDS)
@@ -106,3 +110,23 @@ class StageLog(Log):
         self.meter.answered = kept["answered"]
         self.numbers.update(kept["numbers"])
         return kept["state"]
+
+
+@dataclass(frozen=True)
+class StageCheckpoint(Checkpoint):
+    """A checkpoint on disk, beside the random generators and the query count of its stage."""
+
+    stage_log: StageLog
+    name: str
+
+    def load(self) -> Any:
+        """What an interrupted run saved last, or None."""
+        return self.stage_log.load(self.name)
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough for another, or the stage is about to stop."""
+        return self.stage_log.due()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep `state`. Raises `Stopped` when the stage was asked to stop."""
+        self.stage_log.save(self.name, state)

@@ -17,7 +17,7 @@ from kdbench.evaluation.accuracy import evaluate_against, evaluate_student, eval
 from kdbench.evaluation.adversarial import Robustness
 from kdbench.game.data import Dataset, DataSubset, Images, Split, fitted
 from kdbench.game.fields import build
-from kdbench.game.methods import Attack, Context, Defense, NewStudent, Recipe, derive, no_surrogate, seeded
+from kdbench.game.methods import Attack, Context, Defense, EngineHooks, NewStudent, Recipe, derive, no_surrogate, seeded
 from kdbench.game.threat import Oracle, Scenario, Service
 from kdbench.training.fit import fit, inference, predict_logits
 from kdbench.training.fused import FusedTraining
@@ -240,7 +240,7 @@ def _context(spec: Spec, workspace: Workspace, data: Split, networks: NewStudent
         workspace.stage_log,
         numerics["precision"],
         numerics["compile"],
-        fused,
+        EngineHooks(inference, fused),
     )
 
 
@@ -254,7 +254,7 @@ def open_service(spec: Spec, workspace: Workspace, data: Split, client: str) -> 
     ctx = _context({**victim, "numerics": spec["numerics"]}, workspace, data, factory, f"service/{client}")
     if victim["auxiliary"]:
         ctx = replace(ctx, auxiliary=factory.load(workspace, victim["auxiliary"]).eval().requires_grad_(False))
-    defense: Defense = _method("defense", victim["defense"]) if victim["defense"] else Undefended()
+    defense: Defense = _method("defense", victim["defense"]) if victim["defense"] else Defense()
     workspace.stage_log.resumable &= not defense.stateful  # what such a service remembers is in no checkpoint
     if workspace.fused_stages is None or defense.stateful:
         return defense.serve(model, ctx), model
@@ -262,16 +262,6 @@ def open_service(spec: Spec, workspace: Workspace, data: Split, client: str) -> 
     if name not in workspace.fused_stages.services:
         workspace.fused_stages.services[name] = LastAnswerCache(defense.serve(model, ctx)), model
     return workspace.fused_stages.services[name]
-
-
-@dataclass(frozen=True)
-class Undefended(Defense):
-    """What serves where no defense does: the victim's own answers, as fast as they can be had."""
-
-    def serve(self, model: nn.Module, ctx: Context) -> Service:
-        """Log-softmax of the logits."""
-        ask = inference(model, ctx)
-        return lambda x: ask(x).log_softmax(dim=1)
 
 
 class LastAnswerCache:

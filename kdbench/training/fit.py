@@ -11,20 +11,23 @@ from kdbench.training.loop import Loss, QueryFunction, Target, TrainingLoop, aut
 CONSTANT = (nn.Conv1d, nn.Conv2d, nn.Linear)  # layers whose weights autocast would cast again at every question
 
 
-def fit(model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context) -> None:
+def fit(
+    model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context, name: str | None = None
+) -> None:
     """Train `model` in place by `ctx.recipe` on images `x` (N,C,H,W) in [0,1], and leave it in eval mode.
 
     target: what `loss(logits, target)` takes. A tensor (N,...) is cut to the batch; a callable is asked on each
     augmented batch (without gradient); a tuple of these gives a tuple. Losses get fp32 whatever the precision. The last
-    epoch counts. A fit that was interrupted goes on from its last checkpoint, to the same numbers.
+    epoch counts. A fit that was interrupted goes on from its last checkpoint, to the same numbers. name: of that
+    checkpoint, for a fit which a resumed method leaves out when it is over; other fits are numbered in their order.
     Raises `Diverged` with the epoch when the loss is no longer finite, `KdbenchError` when there is nothing to train on.
     """
     if len(x) == 0:
         raise KdbenchError("there are no images to train on: under this threat model the player owns none")
-    work = TrainingLoop(model, loss, x, target, ctx)
-    if ctx.fused:
-        ctx.fused(work)
-    work.finish()
+    loop = TrainingLoop(model, loss, x, target, ctx, name)
+    if ctx.engine.fused:
+        ctx.engine.fused(loop)
+    loop.finish()
 
 
 def predict_logits(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:

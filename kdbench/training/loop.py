@@ -26,14 +26,16 @@ WARM_STEPS, BARE_STEPS = 3, 20  # of a bare loop, timed for a profile
 class TrainingLoop:
     """A network to train, on what, and how far that is; what an interrupted run kept is put back."""
 
-    def __init__(self, model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context, name: str | None = None
+    ) -> None:
         self.model, self.loss, self.x, self.ctx = model.to(memory_format=torch.channels_last), loss, x, ctx
         self._network: Any = torch.compile(model, dynamic=False) if ctx.compile else model
         self.optimizer = make_optimizer(model, ctx.recipe)
         self.images = augmented(x, ctx.recipe, ctx.generator)
         self.done = 0
         self._target = target
-        self._slot = ctx.log.slot()
+        self._checkpoint = ctx.checkpoint(name or ctx.log.next_fit())
         self.seconds = 0.0
         self._trained, self._asking = 0, 0.0
         self._last: tuple[Tensor, Any] = (x[:0], None)
@@ -93,9 +95,9 @@ class TrainingLoop:
         self.seconds += seconds
         epochs, log = self.ctx.recipe.epochs, self.ctx.log
         log.progress(self.done / epochs, f"epoch {self.done}/{epochs}, loss {loss:.3g}")
-        if log.due():
+        if self._checkpoint.due():
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epochs": self.done}
-            log.save(self._slot, state)
+            self._checkpoint.save(state)
 
     def now(self) -> float:
         """The time in seconds; for a profile, after all that an accelerator was given to do."""
@@ -124,7 +126,7 @@ class TrainingLoop:
         return self._trained / (self._asking + seconds * self._trained / len(self._last[0]))
 
     def _resume(self) -> None:
-        state = self.ctx.log.load(self._slot)
+        state = self._checkpoint.load()
         if state is None:
             return
         self.model.load_state_dict(state["model"])
