@@ -2,6 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class KdbenchError(Exception):
@@ -34,3 +38,21 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Kdbe
     guess = f" Did you mean '{near[0]}'?" if near else ""
     place = f" in {where}" if where else ""
     return KdbenchError(f"There is no {kind} '{name}'{place}.{guess} Known: {', '.join(names) or 'none'}.")
+
+
+def invalid(error: "ValidationError", where: str) -> KdbenchError:
+    """The error for text of a file that does not fit its types: place, field, value, and what is allowed."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    allowed = first["msg"].replace("Input should be", "must be").replace("Value error, ", "")
+    match first["type"]:
+        case "json_invalid":
+            return KdbenchError(f"{where} is not JSON: {allowed.removeprefix('Invalid JSON: ')}.")
+        case "missing":
+            return KdbenchError(f"{where}: the field '{field}' is missing.")
+        case "unexpected_keyword_argument":
+            return KdbenchError(f"{where}: there is no field '{field}'.")
+    if not field:
+        return KdbenchError(f"{where}: the record {allowed}.")
+    value = repr(first["loc"][-2] if first["loc"][-1] == "[key]" else first["input"])
+    return KdbenchError(f"{where}: {field} {allowed}, not {value if len(value) < 100 else value[:97] + '...'}.")

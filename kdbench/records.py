@@ -1,45 +1,66 @@
-"""A cell's record: one JSON file a cell, all that leaderboards and plots know of a run."""
+"""Records: what a run leaves behind and a leaderboard reads. One typed `Cell` a line of `cells.jsonl`, sorted by name."""
 
-import json
-import math
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from kdbench.errors import KdbenchError
-from kdbench.game.fields import Share, Whole, build, plain
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-SCHEMA = 1
-FOLDER = "cells"
+from kdbench import migration
+from kdbench.atomic import replacing
+from kdbench.errors import KdbenchError, invalid
+from kdbench.metrics import METRICS
+
+FILE = "cells.jsonl"
+ACCESS = ("nothing", "label", "topk", "probs", "weights")
+"""The access levels by name, the lowest first."""
+ALL_DATA = 1.0
+T = TypeVar("T")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Share = Annotated[float, Ge(0), Le(1)]
+Whole = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+
+
+def _declared(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError("must be a metric that kdbench.metrics declares")
+    return name
+
+
+def _access(name: str) -> str:
+    if name not in ACCESS:
+        raise ValueError(f"must be one of {', '.join(ACCESS)}")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_declared)]
 
 
 class Status(StrEnum):
-    """How a cell ended. Bypassed: played, but the defense was not in this attacker's path, so it is not scored by it."""
+    """How a cell ended. Bypassed: it ran, but the defense was not in this attacker's path, so it is not scored by it."""
 
     DONE = "done"
     BYPASSED = "bypassed"
     SKIPPED = "skipped"
     FAILED = "failed"
 
-
-@dataclass(frozen=True)
-class ReportedNumber:
-    """What a paper says of a metric: its value, where it stands, and the evidence for it ("memory": unverified)."""
-
-    metric: str
-    value: float
-    source: str
-    evidence: str
+    @property
+    def scored(self) -> bool:
+        """Whether a cell that ended so has metrics."""
+        return self in (Status.DONE, Status.BYPASSED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class MethodRecord:
-    """A method in a cell: its label in the benchmark file, the registered method behind it, and its fields.
+    """A method in a cell: its name in the suite, the registered method behind it, its fields, and where it comes from.
 
-    recipe: a defense's own recipe where it does not train as the victim was trained.
+    recipe: a defense's own training recipe where it differs from the victim's.
     """
 
     name: str
@@ -49,125 +70,252 @@ class MethodRecord:
     recipe: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One defense against one attack by one student with one seed; without a defense it is a baseline.
+@dataclass(frozen=True, config=_STRICT)
+class DefenseRecord(MethodRecord):
+    """stateful: its answers may depend on earlier queries. is_reference: it is the undefended victim."""
 
-    metrics: fractions, counts and norms under the names of `METRICS`; seconds: by stage kind; owned: the part of the
-    training data that the thief used (fraction, seed); published: what papers say of this cell; stateful: whether the
-    defense declares that answers may depend on what was asked before. Accuracies are counts over all images of a
-    split, as fractions.
+    stateful: bool = False
+    is_reference: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AttackRecord(MethodRecord):
+    """adaptive: it is made to undo defenses. labels_only: it learns from labels alone, whatever else it may see."""
+
+    adaptive: bool = False
+    labels_only: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ScenarioRecord:
+    """What the attacker may see (one of `ACCESS`; topk: how many classes), ask (budget; None: no limit) and own.
+
+    data: share of the training images; labels: whether with their labels.
+    """
+
+    name: str
+    access: Annotated[str, AfterValidator(_access)]
+    topk: Count
+    budget: Whole | None
+    data: Share
+    labels: bool
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SubsetRecord:
+    """The share of the attacker's images that the attack uses, and the seed that chooses them."""
+
+    fraction: Share = ALL_DATA
+    seed: Whole = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ReportedNumber:
+    """What a paper reports of a metric: its value, where it stands, and the evidence for it ("memory": unverified)."""
+
+    metric: MetricName
+    value: float
+    source: str
+    evidence: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class NumericsRecord:
+    """What the arithmetic of the run depended on. fuse: how many students a worker may train as one network."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    threads: Count = 1
+    compile: bool = False
+    fuse: Count = 1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Protocol:
+    """How networks were trained and attacked: recipes and evaluation settings, as the suite file has them."""
+
+    victim_recipe: dict[str, Any]
+    student_recipe: dict[str, Any]
+    robustness: dict[str, Any]
+    numerics: NumericsRecord
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Cell:
+    """One defense against one attack by one student with one seed; without a defense it is a no-query baseline.
+
+    metrics: under the names of `METRICS`; accuracies are counts over all images of a split, as fractions. numbers: what the
+    methods report of themselves, under the stage's name ("steal.chosen_temperature"). seconds, keys: by stage, in the
+    store where the run was made. subset: which of the attacker's images were used. reported: what papers say of this cell.
     """
 
     suite: str
     dataset: str
     dataset_digest: str
-    classes: int
+    classes: Count
     victim: str
     student: str
-    defense: MethodRecord | None
-    attack: MethodRecord
-    adaptive: bool
+    defense: DefenseRecord | None
+    attack: AttackRecord
     seed: int
-    scenario: dict[str, Any]
-    subset: dict[str, Any]
-    tolerance: float
+    scenario: ScenarioRecord
+    subset: SubsetRecord
+    tolerance: Annotated[float, Ge(0)]
     status: Status
-    reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
-    pictures: list[str] = field(default_factory=list)
-    protocol: dict[str, Any] = field(default_factory=dict)
-    machine: dict[str, str] = field(default_factory=dict)
-    reported: list[ReportedNumber] = field(default_factory=list)
-    stateful: bool = False
-    schema: int = SCHEMA
+    reason: str
+    metrics: dict[MetricName, float]
+    numbers: dict[str, float]
+    seconds: dict[str, Annotated[float, Ge(0)]]
+    keys: dict[str, str]
+    pictures: tuple[str, ...]
+    protocol: Protocol
+    machine: dict[str, str]
+    reported: tuple[ReportedNumber, ...] = ()
+    schema: Literal[2] = 2
+
+    def __post_init__(self) -> None:
+        if self.status is not Status.DONE and not self.reason:
+            raise ValueError(f"must say a reason with the status '{self.status}'")
+        if self.status is Status.BYPASSED and self.defense is None:
+            raise ValueError("must name a defense with the status 'bypassed'")
+        if self.status.scored and "student_acc" not in self.metrics:
+            raise ValueError(f"must have the metric student_acc with the status '{self.status}'")
+        if not self.status.scored and self.metrics:
+            raise ValueError(f"must have no metrics with the status '{self.status}'")
 
     @property
     def name(self) -> str:
-        """The cell's file name without its ending; unique in a results folder."""
-        defense = self.defense.name if self.defense else None
-        subset = self.subset["fraction"], self.subset["seed"]
-        return cell_name(defense, self.attack.name, self.student, self.seed, *subset)
+        """Unique in a results folder."""
+        return _name_of(self)
 
 
-def cell_name(defense: str | None, attack: str, student: str, seed: int, fraction: float, subset: int) -> str:
-    """The name of a cell; a baseline's (no defense) says on which part of the data it was trained."""
+def cell_name(
+    defense: str | None,
+    attack: str,
+    student: str,
+    seed: int,
+    fraction: float,
+    subset: int,
+    *,
+    scenario: str = "default",
+) -> str:
+    """The name of a cell; a baseline's (no defense) says on which data subset it was trained."""
     against = defense or f"baseline-{fraction:g}-{subset}"
-    return f"{against}--{attack}--{student.replace(':', '-').replace('/', '-')}--seed{seed}"
+    under = "" if scenario == "default" else f"--{scenario}"
+    return f"{against}--{attack}--{student.replace(':', '-').replace('/', '-')}--seed{seed}{under}"
 
 
-METRICS = {
-    "victim_acc": "test accuracy of the victim as served to the public",
-    "victim_val_acc": "the same on validation data",
-    "victim_parameters": "weights of the victim (likewise student_*)",
-    "victim_entropy": "mean entropy of the served answers to test images, in nats",
-    "victim_distortion": "mean L1 distance of the served answers from the hardened model's own",
-    "victim_consistency": "share of questions that get the same answer when they are put again",
-    "student_acc": "test accuracy of the student",
-    "student_val_acc": "the same on validation data",
-    "fidelity": "share of test images on which student and served victim give the same label",
-    "queries": "images that the oracle answered",
-    "transfer": "share of adversarial examples made on the student that fool the victim as served",
-    "victim_adv_fgsm": "adversarial accuracy of the hardened model under FGSM (likewise pgd, square, autoattack; student_adv_*)",
-    "victim_cw_success": "share of rightly classified images that C&W (L2) fells (likewise student_*)",
-    "victim_cw_l2": "mean L2 norm of the successful C&W perturbations, pixels in [0,1] (likewise student_*)",
-    "victim_sensitivity": "mean |d(sum of logits)/d(pixel)| over the test images (likewise student_*)",
-}
+def _name_of(cell: "Cell | _Named") -> str:
+    defense = cell.defense.name if cell.defense else None
+    subset = cell.subset.fraction, cell.subset.seed
+    return cell_name(defense, cell.attack.name, cell.student, cell.seed, *subset, scenario=cell.scenario.name)
 
 
-def write(cell: Cell, folder: Path) -> Path:
-    """Write `cell` under `folder`; an interrupted run leaves no half-written file."""
-    path = folder / FOLDER / f"{cell.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(plain(cell), indent=1, sort_keys=True) + "\n")
-    return path
+_CELL = TypeAdapter(Cell)
+
+
+def write(cells: Iterable[Cell], folder: Path) -> Path:
+    """Write the records of a results folder, replacing those that it has, in one step."""
+    return write_sorted(sorted(cells, key=lambda cell: cell.name), folder)
+
+
+def write_sorted(cells: Iterable[Cell], folder: Path) -> Path:
+    """The same for cells that come in the order of their names: only one of them needs to be in memory."""
+    last = ""
+    with replacing(folder / FILE) as file:
+        for cell in cells:
+            assert last < cell.name, f"{cell.name} comes after {last}"
+            last = cell.name
+            file.write(_CELL.dump_json(cell) + b"\n")
+    return folder / FILE
 
 
 def read(folder: Path) -> list[Cell]:
-    """All cells under `folder`, in the order of their names. Raises `KdbenchError` when there is none or one is damaged."""
-    paths = sorted((folder / FOLDER).glob("*.json"))
-    if not paths:
+    """All cells of a results folder, in the order of their names; the old layout is read, too.
+
+    Raises `KdbenchError` when there is none, or one is damaged: file, line, field, value, and what is allowed there.
+    """
+    old = migration.is_old(folder) and not (folder / FILE).is_file()
+    cells = sorted(_old_cells(folder) if old else _cells(folder), key=lambda cell: cell.name)
+    if not cells:
         raise KdbenchError(
-            f"There are no results in {folder}: it has no {FOLDER}/*.json. Run `kdbench run --out {folder}` first."
+            f"There are no results in {folder}: it has no {FILE}. Run `kdbench run --out {folder}` first."
         )
-    return [_cell(path) for path in paths]
+    for one, other in pairwise(cells):
+        if one.name == other.name:
+            raise KdbenchError(f"{folder} holds two cells of the name '{one.name}'.")
+    return cells
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the file at `path` in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def names(folder: Path) -> Iterator[str]:
+    """The names of the cells in a results folder; none where there are no results."""
+    if migration.is_old(folder) and not (folder / FILE).is_file():
+        yield from (cell.name for cell in _old_cells(folder))
+    for line, where in _lines(folder):
+        yield _parsed(_NAMED, line, where).name
 
 
-@dataclass(frozen=True)
-class _DataSubset:
-    """What stands in the table `subset` of a cell: as in `kdbench.game.data`, which would bring torch along."""
+def convert(folder: Path) -> bool:
+    """Rewrite a results folder of the old layout in the present one; whether there was anything to convert.
 
-    fraction: Share
-    seed: Whole
+    Raises `KdbenchError` when a record is damaged; the folder then stays as it is.
+    """
+    if not migration.is_old(folder):
+        return False
+    if not (folder / FILE).is_file():
+        write(read(folder), folder)
+    migration.remove(folder)
+    return True
 
 
-def _cell(path: Path) -> Cell:
+@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
+class _NamedMethod:
+    name: str
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
+class _Named:
+    """The part of a cell that its name is made of: reading only that takes a fraction of the time."""
+
+    defense: _NamedMethod | None
+    attack: _NamedMethod
+    student: str
+    seed: int
+    subset: SubsetRecord
+    scenario: _NamedMethod
+
+    @property
+    def name(self) -> str:
+        return _name_of(self)
+
+
+_NAMED = TypeAdapter(_Named)
+
+
+def _cells(folder: Path) -> Iterator[Cell]:
+    return (_parsed(_CELL, line, where) for line, where in _lines(folder))
+
+
+def _lines(folder: Path) -> Iterator[tuple[bytes, str]]:
+    """The lines of the records of a folder, each with the place where it stands."""
+    path = folder / FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise KdbenchError(f"{path} is not a result file: {error}.") from None
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield line, f"{path}, line {number}"
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise KdbenchError(f"{path} cannot be read: {error.strerror}.") from None
-    if not isinstance(values, Mapping) or values.get("schema") != SCHEMA:
-        raise KdbenchError(f"{path} has not the result schema {SCHEMA} that this version reads.")
-    for table in ("metrics", "seconds"):
-        _check_numbers(values.get(table), f"{path}.{table}")
-    cell = build(Cell, values, str(path))
-    build(_DataSubset, cell.subset, f"{path}.owned")
-    return cell
 
 
-def _check_numbers(table: object, where: str) -> None:
-    """Of many numbers the wrong one is named; a table that is none is for others to name."""
-    for name, value in table.items() if isinstance(table, Mapping) else ():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-            raise KdbenchError(f"{where}.{name} must be a finite number, not {value!r}.")
+def _old_cells(folder: Path) -> Iterator[Cell]:
+    for path in migration.files(folder):
+        yield _parsed(_CELL, migration.migrated(path), str(path))
+
+
+def _parsed(adapter: TypeAdapter[T], line: bytes, where: str) -> T:
+    try:
+        return adapter.validate_json(line, strict=True)
+    except ValidationError as error:
+        raise invalid(error, where) from None
