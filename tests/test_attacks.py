@@ -79,7 +79,7 @@ def truthful(model: nn.Module) -> Service:
 
 
 def oracle_on(model: nn.Module, access: Access = Access.WEIGHTS, budget: int | None = None) -> Oracle:
-    return Oracle(truthful(model), Scenario(access, budget=budget), model)
+    return Oracle(truthful(model), Scenario(access=access, budget=budget), model)
 
 
 def owner(attack: Attack, data: Split, seed: int = 0) -> Context:
@@ -178,7 +178,7 @@ def test_total_variation_sums_the_norms_of_four_directions() -> None:
 @pytest.mark.parametrize("baseline", BASELINES, ids=name)
 def test_a_baseline_never_asks(baseline: Attack, data: Split, victim: nn.Module) -> None:
     asked: list[Tensor] = []
-    oracle = Oracle(lambda x: asked.append(x) or predict_logits(victim, x), Scenario(Access.PROBS), victim)  # type: ignore[func-returns-value]
+    oracle = Oracle(lambda x: asked.append(x) or predict_logits(victim, x), Scenario(access=Access.PROBS), victim)  # type: ignore[func-returns-value]
     baseline.steal(oracle, owner(baseline, data))
     assert not asked
     assert oracle.answered == 0
@@ -502,7 +502,7 @@ def test_the_inversion_leaves_the_victim_as_it_was(data: Split, victim: nn.Modul
             return handed[-1]
 
     handed: list[nn.Module] = []
-    ADAPTIVE.steal(Remembering(truthful(victim), Scenario(Access.WEIGHTS), victim), owner(ADAPTIVE, data))
+    ADAPTIVE.steal(Remembering(truthful(victim), Scenario(access=Access.WEIGHTS), victim), owner(ADAPTIVE, data))
     assert len(handed) == 1
     assert equal(handed[0], victim)
     assert hooks(handed[0]) == 0
@@ -647,7 +647,7 @@ def test_an_interrupted_inversion_goes_on_to_the_same_student(
     def play(stage_log: StageLog) -> tuple[nn.Module, int, dict[str, float]]:
         ctx = replace(owner(attack, data), log=stage_log)
         stage_log.generators.append(ctx.generator)
-        oracle = Oracle(truthful(victim), Scenario(Access.WEIGHTS), victim, stage_log.meter)
+        oracle = Oracle(truthful(victim), Scenario(access=Access.WEIGHTS), victim, stage_log.meter)
         return attack.steal(oracle, ctx), oracle.answered, stage_log.numbers
 
     whole, asked, numbers = play(Interrupted(tmp_path / "whole", 0))

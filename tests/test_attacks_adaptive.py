@@ -92,7 +92,7 @@ def fickle(model: nn.Module) -> Service:
 
 
 def oracle_on(model: nn.Module, budget: int | None = None, access: Access = Access.TOPK, topk: int = 5) -> Oracle:
-    return Oracle(truthful(model), Scenario(access, topk=topk, budget=budget), model)
+    return Oracle(truthful(model), Scenario(access=access, topk=topk, budget=budget), model)
 
 
 def lying(service: Service, model: nn.Module) -> Oracle:

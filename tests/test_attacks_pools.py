@@ -85,7 +85,7 @@ def of(attack: Attack, data: Split, pool: Tensor, epochs: int = EPOCHS, seed: in
 
 def oracle_on(model: nn.Module, budget: int | None = None, access: Access = Access.PROBS, topk: int = 5) -> Oracle:
     service = Defense().serve(model, context(blobs().train))
-    return Oracle(service, Scenario(access, topk=topk, budget=budget), model)
+    return Oracle(service, Scenario(access=access, topk=topk, budget=budget), model)
 
 
 def behind(defense: Defense, model: nn.Module) -> Oracle:
@@ -245,8 +245,8 @@ def test_examples_are_clean_answers_with_their_classes_in_another_order() -> Non
 
 def test_what_the_grant_withholds_is_withheld_in_the_simulation_too() -> None:
     log_p = rows(5, 6)
-    assert torch.equal(granted(log_p, Scenario(Access.TOPK, topk=2)), keep_top(log_p, 2))
-    assert granted(log_p, Scenario(Access.PROBS, topk=2)) is log_p
+    assert torch.equal(granted(log_p, Scenario(access=Access.TOPK, topk=2)), keep_top(log_p, 2))
+    assert granted(log_p, Scenario(access=Access.PROBS, topk=2)) is log_p
 
 
 @pytest.mark.parametrize("guess", ["rounding", "reverse-sigmoid", "noise", "top-k", "mixture"])

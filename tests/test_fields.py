@@ -1,4 +1,4 @@
-"""Fields: what a person wrote becomes typed values, or one sentence."""
+"""Fields: plain values become typed ones, or one sentence says what is wrong."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -23,7 +23,7 @@ class Mood(Enum):
 
 @dataclass(frozen=True)
 class Sample(Checked):
-    """A bit of everything, one field without a default."""
+    """Fields of many types, one without a default."""
 
     name: str
     ratio: float = 0.5
@@ -56,9 +56,9 @@ def sentence(cls: type, values: dict[str, Any]) -> str:
         (Recipe, "flip", "yes", "here.flip must be a valid boolean, not 'yes'."),
         (
             Scenario,
-            "answers",
+            "access",
             "prob",
-            "here.answers must be one of nothing, label, topk, probs, weights, not 'prob'.",
+            "here.access must be one of nothing, label, topk, probs, weights, not 'prob'.",
         ),
         (Scenario, "budget", "much", "here.budget must be a valid integer, not 'much'."),
         (Robustness, "cw_inset", 0.5, "here.cw_inset must be less than 0.5, not 0.5."),
@@ -73,14 +73,14 @@ def test_a_bad_value_is_named_with_its_field_and_what_is_allowed(
 
 
 @pytest.mark.parametrize(("field", "value"), [("mood", "angry"), ("moods", ["calm", "angry"])])
-def test_the_values_of_an_enum_are_told_wherever_it_stands(field: str, value: object) -> None:
+def test_an_error_names_the_values_of_an_enum_also_inside_other_types(field: str, value: object) -> None:
     said = sentence(Sample, {"name": "x", field: value})
     assert said.startswith(f"here.{field}")
     assert "'calm' or 'wild'" in said
     assert said.endswith(f"not {value!r}.")
 
 
-def test_a_bad_value_is_refused_when_python_makes_it_too() -> None:
+def test_a_bad_value_is_refused_by_the_constructor_too() -> None:
     with pytest.raises(KdbenchError, match=r"^Recipe\.lr must be greater than 0, not -1\.$"):
         Recipe(lr=-1)
     with pytest.raises(KdbenchError, match=r"^Recipe\.optimizer must be 'sgd' or 'adam', not 'sgdd'\.$"):
@@ -167,9 +167,10 @@ RECIPES = st.builds(
     flip=st.booleans(),
     clip=floats(min_value=0),
 )
-THREATS = st.builds(
+SCENARIOS = st.builds(
     Scenario,
-    answers=st.sampled_from(Access),
+    name=st.text(max_size=5),
+    access=st.sampled_from(Access),
     topk=st.integers(1),
     budget=st.none() | st.integers(1),
     data=floats(min_value=0, max_value=1),
@@ -177,7 +178,7 @@ THREATS = st.builds(
 )
 
 
-@given(value=RECIPES | THREATS)
+@given(value=RECIPES | SCENARIOS)
 def test_a_value_survives_the_trip_through_json(value: Recipe | Scenario) -> None:
     assert build(type(value), json.loads(json.dumps(plain(value))), "here") == value
 
@@ -206,9 +207,14 @@ def test_a_value_with_parts_survives_the_trip_through_json() -> None:
     assert build(Sample, json.loads(json.dumps(tree)), "here") == sample
 
 
-def test_answers_are_written_by_name() -> None:
-    assert plain(Scenario(access=Access.TOPK))["answers"] == "topk"
-    assert build(Scenario, {"answers": "topk"}, "here").answers is Access.TOPK
+def test_access_levels_are_written_by_name() -> None:
+    assert plain(Scenario(access=Access.TOPK))["access"] == "topk"
+    assert build(Scenario, {"access": "topk"}, "here").access is Access.TOPK
+
+
+@pytest.mark.parametrize("value", [2, 2.0, True, None, ["topk"]])
+def test_access_levels_are_not_written_by_number(value: object) -> None:
+    assert sentence(Scenario, {"access": value}).startswith("here.access must be one of nothing, label, ")
 
 
 def test_what_is_plain_already_stays_as_it_is() -> None:

@@ -15,7 +15,7 @@ from kdbench.engine.tensors import load_tensors, load_weights, save_tensors, sav
 from kdbench.errors import KdbenchError
 from kdbench.evaluation.accuracy import evaluate_against, evaluate_student, evaluate_victim
 from kdbench.evaluation.adversarial import Robustness
-from kdbench.game.data import Dataset, DataSubset, Images, Split, fitted
+from kdbench.game.data import Dataset, DataSubset, Images, Split, resized
 from kdbench.game.fields import build
 from kdbench.game.methods import Attack, Context, Defense, EngineHooks, NewStudent, Recipe, derive, no_surrogate, seeded
 from kdbench.game.threat import Oracle, Scenario, Service
@@ -299,7 +299,7 @@ def _surrogates(spec: Spec, workspace: Workspace, shape: tuple[int, int, int]) -
     def surrogate(name: str) -> Tensor:
         if name not in spec["surrogates"]:
             return no_surrogate(name)
-        return fitted(load_images(spec["surrogates"][name]["key"], workspace).train.x, shape)
+        return resized(load_images(spec["surrogates"][name]["key"], workspace).train.x, shape)
 
     return surrogate
 

@@ -1,6 +1,8 @@
-"""Images and labels as whole tensors, and what part of them a player owns."""
+"""Images and labels as whole tensors, and the subset of them that an attacker has."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,12 +13,12 @@ from kdbench.errors import KdbenchError
 from kdbench.game.fields import Checked, Share, Whole
 
 UNKNOWN = -1
-"""The label of an image whose label its owner does not know."""
+"""The label of an image whose class is not known to whoever holds it."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images `x` (N,C,H,W), float in [0,1], with labels `y` (N,) int64 below `classes`, `UNKNOWN` where not owned."""
+    """Images `x` (N,C,H,W), float in [0,1], with labels `y` (N,) int64 below `classes`, or `UNKNOWN`."""
 
     x: Tensor
     y: Tensor
@@ -41,7 +43,7 @@ class Split:
         return replace(self, x=self.x[index], y=self.y[index])
 
     def without_labels(self) -> "Split":
-        """The same images, their labels forgotten."""
+        """The same images, every label `UNKNOWN`."""
         return replace(self, y=torch.full_like(self.y, UNKNOWN))
 
     def to(self, device: str) -> "Split":
@@ -51,41 +53,63 @@ class Split:
         return replace(self, x=x, y=self.y.to(device))
 
 
-@dataclass(frozen=True)
 class Images:
-    """A whole data set. Only `train` reaches a player; `validation` and `test` are the referee's."""
+    """A data set in three splits. Defenses and attacks get `train` alone; `validation` and `test` are for evaluation."""
 
-    train: Split
-    validation: Split
-    test: Split
+    def __init__(self, train: Split, validation: Split, test: Split) -> None:
+        splits = {"train": train, "validation": validation, "test": test}
+        self._load: Callable[[str], Split] = splits.__getitem__
+
+    @classmethod
+    def lazy(cls, load: Callable[[str], Split]) -> "Images":
+        """The data set whose splits `load` reads by name; each is read once, when it is first asked for."""
+        images = cls.__new__(cls)
+        images._load = load
+        return images
+
+    @cached_property
+    def train(self) -> Split:
+        """The images that victims are trained on, and of which attackers have a subset."""
+        return self._load("train")
+
+    @cached_property
+    def validation(self) -> Split:
+        """The images on which the strongest attack is chosen."""
+        return self._load("validation")
+
+    @cached_property
+    def test(self) -> Split:
+        """The images on which results are measured."""
+        return self._load("test")
 
 
 @dataclass(frozen=True)
 class Dataset(Checked):
-    """Subclass = frozen dataclass; its fields choose the version of the data.
-
-    images_of: the registered data set of which it holds the images in another form, "" where there is none; a thief who is
-    to own no image of a game draws on neither of the two.
-    """
+    """Subclass = frozen dataclass; its fields choose the version of the data."""
 
     variant_of: ClassVar[str] = ""
+    """The registered data set whose images this one holds in another form; "" where there is none.
+
+    Neither of the two is surrogate data for a victim trained on the other: their images are the same.
+    """
 
     def load(self, folder: Path) -> Images:
-        """Read the data; `folder` is where files of data sets lie. Images may be bytes or floats in [0,1].
+        """Read the data; `folder` holds the files of data sets. Images may be uint8 or floats in [0,1].
 
         Raises `KdbenchError` with the expected paths when files are missing.
         """
         raise NotImplementedError
 
     def fingerprint(self, folder: Path) -> str:
-        """What tells other files from these where the fields do not: for data sets that are not the same for everybody."""
+        """A digest of the files in `folder`, for data sets whose fields do not decide the images; "" for all others."""
         return ""
 
 
-def fitted(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Images (N,C,H,W) in [0,1] in another `shape` (C,H,W): resized without aliasing, colours to luminance or grey to RGB.
+def resized(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Images (N,C,H,W) in [0,1] as images of another `shape` (C,H,W).
 
-    Raises `KdbenchError` for a number of channels that is neither 1 nor 3 and not that of the images.
+    Resizing is bilinear with antialiasing. Colour images become their luminance, grey images three equal channels.
+    Raises `KdbenchError` when the number of channels changes otherwise than between 1 and 3.
     """
     channels, height, width = shape
     if x.shape[1] != channels:
@@ -100,13 +124,13 @@ def fitted(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class DataSubset(Checked):
-    """Which part of the training data a thief uses: a class-balanced `fraction` drawn with `seed`; 0 is data-free."""
+    """A class-balanced `fraction` of the attacker's images, drawn with `seed`; fraction 0 is a data-free attack."""
 
     fraction: Share = 1.0
     seed: Whole = 0
 
     def of(self, data: Split) -> Split:
-        """That part of `data`, in the original order.
+        """The subset of `data`, in the original order.
 
         Raises `KdbenchError` when the fraction is so small that some class would have no image.
         """

@@ -1,6 +1,6 @@
-"""Fields: what a person wrote becomes typed values, or one sentence that names the field, the value and what is allowed.
+"""Fields: plain values become typed ones, or an error names the field, the value and what is allowed.
 
-The checking is pydantic's; here are only the field types that methods share and the wording of the sentence.
+Pydantic checks; this module adds the field types that methods share and the wording of the error.
 """
 
 import dataclasses
@@ -59,14 +59,14 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 def _typed(cls: type, name: str, value: object, where: str) -> Any:
     adapters = _adapters(cls)
     if name not in adapters:
-        raise _blaming(name, unknown("field", name, adapters, where))
+        raise _at_field(name, unknown("field", name, adapters, where))
     try:
         return adapters[name].validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        raise _blaming(name, _sentence(f"{where}.{name}", value, error, hints(cls)[name])) from None
+        raise _at_field(name, _sentence(f"{where}.{name}", value, error, hints(cls)[name])) from None
 
 
-def _blaming(field: str, error: KdbenchError) -> KdbenchError:
+def _at_field(field: str, error: KdbenchError) -> KdbenchError:
     error.field = field
     return error
 
@@ -96,7 +96,7 @@ def _adapters(cls: type) -> dict[str, TypeAdapter[Any]]:
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    if dataclasses.is_dataclass(hint):  # its own Checked says what is wrong
+    if dataclasses.is_dataclass(hint):  # it is Checked, and words its own errors
         return TypeAdapter(hint)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return TypeAdapter(Annotated[hint, BeforeValidator(_by_name)])
@@ -104,7 +104,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _by_name(value: object) -> object:
-    """An enum's number says nothing to people, who write it by name."""
+    """Refuses numbers: a suite file that says `access = 3` tells its reader nothing."""
     if not isinstance(value, str | Enum):
         raise PydanticCustomError("enum", "not a name")
     return value
@@ -116,7 +116,7 @@ def _required(field: "dataclasses.Field[Any]") -> bool:
 
 def _sentence(where: str, value: object, error: ValidationError, hint: Any) -> KdbenchError:
     errors = error.errors()
-    depth = max(len(e["loc"]) for e in errors)  # of a union's branches, the one that got furthest was meant
+    depth = max(len(e["loc"]) for e in errors)  # of a union's branches, the one that matched furthest was meant
     deepest = [e for e in errors if len(e["loc"]) == depth]
     inside = "".join(f"[{part}]" for part in deepest[0]["loc"] if isinstance(part, int))
     allowed = " or ".join(dict.fromkeys(_allowed(e["type"], e["msg"], hint) for e in deepest))

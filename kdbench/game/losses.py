@@ -1,4 +1,4 @@
-"""Formulas that several methods share. Teachers speak log-probabilities (N,K), -inf where withheld; students speak logits."""
+"""Losses that several methods share. Teachers give log-probabilities (N,K), -inf where withheld; students give logits."""
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,9 @@ def kd_term(z: Tensor, log_p: Tensor, T: float) -> Tensor:
 
 
 def kd(z: Tensor, log_p: Tensor, y: Tensor | None, T: float, alpha: float) -> Tensor:
-    """alpha T^2 KL(teacher || student) + (1 - alpha) CE(z, y): the thief of the Nasty Teacher's repository.
+    """alpha T^2 KL(teacher || student) + (1 - alpha) CE(z, y), as in the repository of the Nasty Teacher.
 
-    Without labels (`y` None) the first term alone, unweighted.
+    Where `y` is None there are no labels: then the value is the first term without its weight alpha.
     """
     if y is None:
         return kd_term(z, log_p, T)

@@ -1,4 +1,4 @@
-"""Who sees what: the ladder of answers, the threat model, and the oracle that enforces it."""
+"""Who sees what: access levels, the scenario, and the oracle that enforces it."""
 
 import copy
 from collections.abc import Callable
@@ -33,13 +33,14 @@ class Access(IntEnum):
 
 @dataclass(frozen=True)
 class Scenario(Checked):
-    """What this attacker may see, ask and own.
+    """Who the attacker is: what it may see of the victim, how much it may ask, which images it has.
 
-    access: what is granted. topk: classes revealed under the TOPK grant. budget: images the oracle answers at most
-    (None: no limit). data: share of the victim's training images that the attacker owns, class-balanced.
-    labels: whether it owns their labels too.
+    name: what boards call it; it decides nothing. access: what is revealed. topk: classes revealed at the access level
+    TOPK. budget: images the oracle answers at most (None: no limit). data: fraction of the victim's training images
+    that the attacker has, class-balanced, in [0,1]. labels: whether the attacker has their labels too.
     """
 
+    name: str = "default"
     access: Access = Access.PROBS
     topk: Count = 5
     budget: Count | None = None
@@ -49,48 +50,48 @@ class Scenario(Checked):
 
 @dataclass
 class QueryCounter:
-    """How many images an oracle has answered; the runner's, so that a resumed theft goes on counting where it was."""
+    """How many images an oracle has answered. The engine keeps it, so that a resumed attack run does not start at 0."""
 
     answered: int = 0
 
 
 class Oracle:
-    """All that an attack gets of the victim: counts every answered image, reveals no more than was granted.
+    """All that an attack gets of the victim: counts every answered image, reveals no more than the scenario allows.
 
-    The service and the model are closed over, not stored: an attack that looks around in the oracle finds neither. So
-    are the rules: writing another threat model into the oracle changes nothing.
+    The service, the model and the rules are closed over, not stored. An attack that inspects the oracle finds none of
+    them, and an attack that assigns another scenario to `oracle.scenario` changes nothing.
     """
 
     def __init__(
-        self, service: Service, scenario: Scenario, model: nn.Module, meter: QueryCounter | None = None
+        self, service: Service, scenario: Scenario, model: nn.Module, counter: QueryCounter | None = None
     ) -> None:
-        meter = meter or QueryCounter()
-        border = InputCheck()
+        counter = counter or QueryCounter()
+        inputs = InputCheck()
 
         def ask(x: Tensor) -> Tensor:
             if scenario.access is Access.NOTHING:
-                raise Refused("asked the victim under a threat model that grants nothing")
-            border.check(x)
-            _afford(len(x), scenario.budget, meter)
-            meter.answered += len(x)
+                raise Refused("asked the victim in a scenario that grants nothing")
+            inputs.check(x)
+            _check_budget(len(x), scenario.budget, counter)
+            counter.answered += len(x)
             with torch.no_grad():
                 answers = torch.cat([truncate(service(part), scenario) for part in x.split(ANSWER_CHUNK)])
             return answers.detach()
 
-        def hand_out() -> nn.Module:
+        def copy_model() -> nn.Module:
             if scenario.access is not Access.WEIGHTS:
                 raise Refused(f"asked for the weights, but only {scenario.access.name.lower()} were granted")
             return copy.deepcopy(model).eval().requires_grad_(False)
 
         def count() -> int:
-            border.settle()
-            return meter.answered
+            inputs.raise_if_outside()
+            return counter.answered
 
         self.scenario = scenario
-        self._ask, self._hand_out, self._count = ask, hand_out, count
+        self._ask, self._copy_model, self._count = ask, copy_model, count
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Log-probabilities (N,K), truncated to the grant, for images `x` (N,C,H,W) in [0,1].
+        """Log-probabilities (N,K), truncated to the access level, for images `x` (N,C,H,W) in [0,1].
 
         Raises `Refused` before answering when the budget does not cover all of `x`, or nothing was granted.
         """
@@ -98,7 +99,7 @@ class Oracle:
 
     @property
     def answered(self) -> int:
-        """Images answered so far. Raises `Refused` when an accelerator has been asked about something else than images."""
+        """Images answered so far. Raises `Refused` when an accelerator was asked about pixels outside [0,1]."""
         return self._count()
 
     @property
@@ -108,7 +109,7 @@ class Oracle:
 
     def model(self) -> nn.Module:
         """A frozen copy of the hardened model; raises `Refused` unless weights were granted."""
-        return self._hand_out()
+        return self._copy_model()
 
 
 def truncate(log_p: Tensor, scenario: Scenario) -> Tensor:
@@ -121,45 +122,45 @@ def truncate(log_p: Tensor, scenario: Scenario) -> Tensor:
 
 
 def keep_top(log_p: Tensor, n: int) -> Tensor:
-    """Keep the `n` largest of each row, renormalised; -inf for the rest. By index: ties never enlarge the support.
+    """Log-probabilities (N,K) with the `n` largest of each row renormalised and -inf for the rest.
 
-    Of equal entries the first is kept, as argmax has it.
+    Classes are chosen by index, so that exactly `n` remain where some are equal: the first of them, as argmax has it.
     """
     values, order = log_p.sort(dim=1, descending=True, stable=True)
     kept = torch.full_like(log_p, -torch.inf).scatter(1, order[:, :n], values[:, :n])
     return kept.log_softmax(dim=1)
 
 
-def _afford(images: int, budget: int | None, meter: QueryCounter) -> None:
-    if budget is not None and meter.answered + images > budget:
-        raise Refused(f"asked for {images} answers with {budget - meter.answered} of {budget} left")
+def _check_budget(images: int, budget: int | None, counter: QueryCounter) -> None:
+    if budget is not None and counter.answered + images > budget:
+        raise Refused(f"asked for {images} answers with {budget - counter.answered} of {budget} left")
 
 
 class InputCheck:
-    """Lets nothing pass but images in [0,1].
+    """Refuses whatever is not an image in [0,1].
 
-    What lies on the CPU is looked at before it is answered. An accelerator works by itself, and looking would make the
-    host wait for it at every step: what it was asked is noted there, and looked at when somebody wants to `settle`.
+    Tensors on the CPU are checked before they are answered. On an accelerator, reading the result of the check would
+    make the host wait at every step, so it is recorded there, and read when `raise_if_outside` is called.
     """
 
     def __init__(self) -> None:
-        self._crossed: Tensor | None = None
+        self._outside: Tensor | None = None
 
     def check(self, x: Tensor) -> None:
-        """Raises `Refused` for what is no float tensor (N,C,H,W), and for one on the CPU that reaches outside [0,1]."""
+        """Raises `Refused` for what is no float tensor (N,C,H,W), and for pixels on the CPU outside [0,1]."""
         if x.ndim != 4 or not x.is_floating_point():
             raise Refused(f"an oracle answers float images (N,C,H,W), not {tuple(x.shape)} of {x.dtype}")
         if len(x):
-            self.note(~((x.amin() >= 0) & (x.amax() <= 1)))  # true for NaN
+            self.record(~((x.amin() >= 0) & (x.amax() <= 1)))  # true for NaN
             if x.device.type == "cpu":
-                self.settle()
+                self.raise_if_outside()
 
-    def note(self, crossed: Tensor) -> None:
-        """Remember whether images have `crossed` the border, a truth value on any device."""
-        self._crossed = crossed if self._crossed is None else self._crossed | crossed
+    def record(self, outside: Tensor) -> None:
+        """Remember whether pixels lay `outside` [0,1], a truth value () on any device."""
+        self._outside = outside if self._outside is None else self._outside | outside
 
-    def settle(self) -> None:
-        """Raises `Refused` if any have, once."""
-        crossed, self._crossed = self._crossed, None
-        if crossed is not None and crossed:
+    def raise_if_outside(self) -> None:
+        """Raises `Refused` once if any pixels recorded since the last call lay outside [0,1]."""
+        outside, self._outside = self._outside, None
+        if outside is not None and outside:
             raise Refused("an oracle answers images in [0,1]; these reach outside")
