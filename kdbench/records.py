@@ -1,12 +1,12 @@
 """Records: what a run leaves behind and a leaderboard reads. One typed `Cell` a line of `cells.jsonl`, sorted by name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -16,9 +16,7 @@ from kdbench.errors import KdbenchError, invalid
 from kdbench.metrics import METRICS
 
 FILE = "cells.jsonl"
-ACCESS = ("nothing", "label", "topk", "probs", "weights")
-"""The access levels by name, the lowest first."""
-ALL_DATA = 1.0
+ACCESS = ("nothing", "label", "topk", "probs", "weights")  # the lowest first
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -27,19 +25,17 @@ Whole = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
 
 
-def _declared(name: str) -> str:
-    if name not in METRICS:
-        raise ValueError("must be a metric that kdbench.metrics declares")
-    return name
+def _one_of(names: Collection[str], what: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"must be {what}")
+        return name
+
+    return AfterValidator(check)
 
 
-def _access(name: str) -> str:
-    if name not in ACCESS:
-        raise ValueError(f"must be one of {', '.join(ACCESS)}")
-    return name
-
-
-MetricName = Annotated[str, AfterValidator(_declared)]
+AccessName = Annotated[str, _one_of(ACCESS, f"one of {', '.join(ACCESS)}")]
+MetricName = Annotated[str, _one_of(METRICS, "a metric that kdbench.metrics declares")]
 
 
 class Status(StrEnum):
@@ -94,7 +90,7 @@ class ScenarioRecord:
     """
 
     name: str
-    access: Annotated[str, AfterValidator(_access)]
+    access: AccessName
     topk: Count
     budget: Whole | None
     data: Share
@@ -105,7 +101,7 @@ class ScenarioRecord:
 class SubsetRecord:
     """The share of the attacker's images that the attack uses, and the seed that chooses them."""
 
-    fraction: Share = ALL_DATA
+    fraction: Share = 1.0
     seed: Whole = 0
 
 
@@ -216,7 +212,7 @@ _CELL = TypeAdapter(Cell)
 
 def write(cells: Iterable[Cell], folder: Path) -> Path:
     """Write the records of a results folder, replacing those that it has, in one step."""
-    return write_sorted(sorted(cells, key=lambda cell: cell.name), folder)
+    return write_sorted(sorted(cells, key=_name_of), folder)
 
 
 def write_sorted(cells: Iterable[Cell], folder: Path) -> Path:
@@ -235,37 +231,26 @@ def read(folder: Path) -> list[Cell]:
 
     Raises `KdbenchError` when there is none, or one is damaged: file, line, field, value, and what is allowed there.
     """
-    old = migration.is_old(folder) and not (folder / FILE).is_file()
-    cells = sorted(_old_cells(folder) if old else _cells(folder), key=lambda cell: cell.name)
+    found = _old_cells(folder) if is_old(folder) else (_parsed(_CELL, *line) for line in _lines(folder))
+    cells = sorted(found, key=_name_of)
     if not cells:
-        raise KdbenchError(
-            f"There are no results in {folder}: it has no {FILE}. Run `kdbench run --out {folder}` first."
-        )
+        raise KdbenchError(f"There are no results in {folder}: it has no {FILE}. `kdbench run --out` makes one.")
     for one, other in pairwise(cells):
         if one.name == other.name:
             raise KdbenchError(f"{folder} holds two cells of the name '{one.name}'.")
     return cells
 
 
+def is_old(folder: Path) -> bool:
+    """Whether a results folder has the old layout, and that only: `kdbench convert` rewrites it."""
+    return migration.is_old(folder) and not (folder / FILE).is_file()
+
+
 def names(folder: Path) -> Iterator[str]:
     """The names of the cells in a results folder; none where there are no results."""
-    if migration.is_old(folder) and not (folder / FILE).is_file():
+    if is_old(folder):
         yield from (cell.name for cell in _old_cells(folder))
-    for line, where in _lines(folder):
-        yield _parsed(_NAMED, line, where).name
-
-
-def convert(folder: Path) -> bool:
-    """Rewrite a results folder of the old layout in the present one; whether there was anything to convert.
-
-    Raises `KdbenchError` when a record is damaged; the folder then stays as it is.
-    """
-    if not migration.is_old(folder):
-        return False
-    if not (folder / FILE).is_file():
-        write(read(folder), folder)
-    migration.remove(folder)
-    return True
+    yield from (_name_of(_parsed(_NAMED, *line)) for line in _lines(folder))
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="ignore"))
@@ -284,16 +269,8 @@ class _Named:
     subset: SubsetRecord
     scenario: _NamedMethod
 
-    @property
-    def name(self) -> str:
-        return _name_of(self)
-
 
 _NAMED = TypeAdapter(_Named)
-
-
-def _cells(folder: Path) -> Iterator[Cell]:
-    return (_parsed(_CELL, line, where) for line, where in _lines(folder))
 
 
 def _lines(folder: Path) -> Iterator[tuple[bytes, str]]:

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdbench import records as results
+from kdbench import records
 from kdbench.engine.plan import Plan
 from kdbench.engine.store import Store
 from kdbench.errors import KdbenchError
+from kdbench.runs import plan_file
 from kdbench.runs.progress import duration, progress_display
-from kdbench.runs.session import CellCounts, Options, PlanFile, Session, read_plan_file
+from kdbench.runs.recorder import CellCounts
+from kdbench.runs.session import Options, Session
 from kdbench.runs.timing import profile
 from kdbench.suites import reader as suites
-from kdbench.suites.suite import with_undefended
+from kdbench.suites.methods import with_undefended
 
 DONE, SOME_FAILED = 0, 1
 SAMPLE = 200  # stages whose times are looked up for an estimate
@@ -113,25 +115,26 @@ def _times(plan: Plan, store: Store, finished: set[str], kind: str) -> list[floa
 
 def status(folder: Path) -> str:
     """How far the run that writes to `folder` is, what failed and why, what it cost."""
-    lines = _stages(read_plan_file(folder))
-    if (folder / results.FOLDER).is_dir():
-        cells = results.read(folder)
+    lines = _stages(folder)
+    if any(records.names(folder)):
+        cells = records.read(folder)
         counts = Counter(cell.status.value for cell in cells)
         lines.append(f"cells: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
         lines += sorted({f"  {c.status.value}: {c.name}: {c.reason}" for c in cells if c.reason})
     return "\n".join(lines)
 
 
-def _stages(plan: PlanFile) -> list[str]:
-    if not plan.store.is_dir():
-        return [f"{plan.cells} cells planned; the store they were made in is not here"]
-    store = Store(plan.store)
+def _stages(folder: Path) -> list[str]:
+    plan, root = plan_file.read(folder), plan_file.store_of(folder)
+    if not root.is_dir():
+        return [f"{len(plan.cells)} cells planned; the store they were made in is not here"]
+    store = Store(root)
     finished = store.finished()
-    done = [key for key in plan.stages if key in finished]
+    done = [stage.key for stage in plan.stages if stage.key in finished]
     seconds = sum(store.manifest(key)["seconds"] for key in done)
     lines = [f"stages: {len(done)} of {len(plan.stages)} done, {duration(seconds)} of work"]
-    running = [(label, store.progress(key)) for key, label in plan.stages.items() if key not in finished]
-    return lines + [f"  under way: {label} {told['share']:.0%} {told['text']}" for label, told in running if told]
+    running = [(stage.title, store.progress(stage.key)) for stage in plan.stages if stage.key not in finished]
+    return lines + [f"  under way: {title} {told['share']:.0%} {told['text']}" for title, told in running if told]
 
 
 def _finish(cell_counts: CellCounts, out: Path, left_out: str) -> int:
@@ -141,7 +144,7 @@ def _finish(cell_counts: CellCounts, out: Path, left_out: str) -> int:
     print(leaderboards(out, "table"))
     if left_out:
         print(left_out)
-    failed = {reason: count for (status, reason), count in cell_counts.items() if status is results.Status.FAILED}
+    failed = {reason: count for (status, reason), count in cell_counts.items() if status is records.Status.FAILED}
     for reason, count in failed.items():
         print(f"{count} cells failed: {reason}")
     print(f"Results and leaderboards: {out}\nPlots: {out / 'plots'}")

@@ -29,7 +29,8 @@ from kdbench.errors import KdbenchError, unknown
 from kdbench.game.data import Images, Split
 from kdbench.game.threat import Service
 from kdbench.records import Cell, Status
-from kdbench.runs.session import PLAN, choose_device, read_plan_file
+from kdbench.runs import plan_file
+from kdbench.runs.machine import choose_device
 from kdbench.training.fit import predict_logits
 
 STORE = Path("runs/store")
@@ -78,7 +79,7 @@ def _one_thread() -> Iterator[None]:
 
 def _store_of(folder: Path) -> Path:
     """The store that the run in `folder` was made in, as far as it is known."""
-    return read_plan_file(folder).store.resolve() if (folder / PLAN).is_file() else STORE
+    return plan_file.store_of(folder).resolve() if (folder / plan_file.FILE).is_file() else STORE
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class NetworkFigures:
     @cached_property
     def _workspace(self) -> Workspace:
         """A desk whose journal is thrown away: services may write down what they do."""
-        recorded = self.played[0].protocol["numerics"]["device"]
+        recorded = self.played[0].protocol.numerics.device
         device = choose_device("cpu" if recorded == "cpu" else "auto")
         return Workspace(self.store, self.scratch, StageLog(self.scratch, self.scratch), device, Path())
 
