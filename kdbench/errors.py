@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class KdbenchError(Exception):
-    """The user's mistake, or a rule of the game that was broken; its text is one sentence, shown without a traceback."""
+    """The user's mistake, or a broken rule of the suite; its text is one sentence, shown without a traceback."""
 
     field: str = ""
     """The field of a file or a method that is at fault, where there is one."""
@@ -24,7 +24,7 @@ class Diverged(KdbenchError):
 
 
 class Refused(KdbenchError):
-    """An oracle that does not answer: the question is past the budget or above the grant."""
+    """The oracle does not answer: the query is past the budget, or asks for more than the access level allows."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> KdbenchError:

@@ -1,4 +1,4 @@
-"""What there is to play with: `kdbench list` and `kdbench show`."""
+"""What is registered and which suites ship: `kdbench list` and `kdbench show`."""
 
 import dataclasses
 import inspect
@@ -13,9 +13,17 @@ from kdbench.errors import KdbenchError
 from kdbench.game.fields import hints
 from kdbench.game.methods import Attack, Defense
 from kdbench.game.threat import Access
-from kdbench.suites import reader as suites
+from kdbench.suites.reader import load
+from kdbench.suites.shipped import shipped
 
-PLURALS = {"defense": "defenses", "attack": "attacks", "model": "models", "dataset": "datasets"}
+PLURALS = {
+    "defense": "defenses",
+    "attack": "attacks",
+    "model": "models",
+    "dataset": "datasets",
+    "victim": "victims",
+    "executor": "executors",
+}
 
 
 def listing(plural: str | None = None) -> list[str]:
@@ -33,11 +41,11 @@ def listing(plural: str | None = None) -> list[str]:
 
 
 def describe(kind: str, name: str) -> str:
-    """Fields with types and defaults, origin, description and citation, what it needs of or does to the threat model."""
+    """Fields with types and defaults, origin, description and citation, and what it needs of the victim or does to it."""
     if kind == "suite":
-        suite = suites.load(name)
-        players = (("defenses", suite.defenses), ("attacks", suite.attacks), ("baselines", suite.baselines))
-        rows = [f"{role}: {', '.join(choice.name for choice in choices)}" for role, choices in players]
+        suite = load(name)
+        methods = (("defenses", suite.defenses), ("attacks", suite.attacks), ("baselines", suite.baselines))
+        rows = [f"{kind}: {', '.join(choice.name for choice in choices)}" for kind, choices in methods]
         return "\n".join([f"{name}: {suite.title}", *rows, f"seeds: {len(suite.seeds)}", f"scenario: {suite.scenario}"])
     entry = registry.find(kind, name)
     thing = entry.load()
@@ -61,8 +69,8 @@ def _entries(kind: str) -> Iterator[str]:
 
 
 def _suites() -> Iterator[str]:
-    for name in suites.shipped():
-        yield f"  {name}  {suites.load(name).title}"
+    for name in shipped():
+        yield f"  {name}  {load(name).title}"
 
 
 def _source(thing: Any) -> str:

@@ -1,6 +1,6 @@
 """Names -> classes, by entry points. Built-ins enter by the same groups as plugins; each is imported when it is asked for.
 
-A name may carry an argument, `NAME:ARGUMENT`; and `MODULE:CALLABLE` is a network of one's own, registered or not.
+A name may carry an argument, `NAME:ARGUMENT`; and `MODULE:CALLABLE` is a network in a module of the user's own, which nothing registers.
 """
 
 import difflib
@@ -23,20 +23,22 @@ KINDS = {
     "attack": "kdbench.attacks",
     "model": "kdbench.models",
     "dataset": "kdbench.datasets",
+    "victim": "kdbench.victims",
+    "executor": "kdbench.executors",
 }
 
 
 @runtime_checkable
 class Parametrised(Protocol):
-    """Something registered that takes an argument: a class or an object that makes of it what is played with.
+    """A registered class or object that takes an argument, such as `torchvision:NAME`, and makes an entry of it.
 
-    argument: what is to be given, in capitals, as people are shown it: NAME, PATH.
+    argument: the word that stands for it in messages and lists, in capitals: NAME, PATH.
     """
 
     argument: str
 
     def from_argument(self, argument: str) -> Any:
-        """What `NAME:ARGUMENT` stands for. Raises `KdbenchError` when there is no such thing."""
+        """The class or function behind `NAME:ARGUMENT`. Raises `KdbenchError` when there is none."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Entry:
     argument: str | None = None
 
     def load(self) -> Any:
-        """The class or function; of a family without its argument, the family.
+        """The class or function; without an argument, a parametrised entry itself.
 
         Raises `KdbenchError` naming the entry and the reason when its import fails or the argument is wrong.
         """
@@ -113,7 +115,7 @@ class UserModule(Entry):
 
     def _module(self) -> ModuleType:
         name, folder = self.point.module, os.getcwd()
-        # A console script does not have it there. Last: what lies here hides nothing that is installed.
+        # A console script does not look there. It comes last, so that a file there hides nothing that is installed.
         if folder not in sys.path:
             sys.path.append(folder)
         importlib.invalidate_caches()
@@ -121,11 +123,11 @@ class UserModule(Entry):
             return importlib.import_module(name)
         except Exception as error:  # whatever the import of somebody's module raises
             if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-                raise self._homeless(folder) from None
+                raise self._missing(folder) from None
             reason = f"{type(error).__name__}: {error}"
             raise KdbenchError(f"The module '{name}' of the model '{self.name}' fails to import ({reason}).") from error
 
-    def _homeless(self, folder: str) -> KdbenchError:
+    def _missing(self, folder: str) -> KdbenchError:
         near = difflib.get_close_matches(self.point.module, names(self.kind), n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
         return KdbenchError(
@@ -146,16 +148,16 @@ def entries(kind: str) -> list[Entry]:
 
 
 def find(kind: str, name: str) -> Entry:
-    """The registration of `name`, or of what it says: `NAME:ARGUMENT`, and for networks `MODULE:CALLABLE`.
+    """The registration of `name`, which may be `NAME:ARGUMENT`, and for networks `MODULE:CALLABLE`.
 
-    Raises `KdbenchError` with the nearest known name. An argument is looked at, so that a wrong one is found here too.
+    Raises `KdbenchError` with the nearest known name. An argument is checked, so that a wrong one is found here, too.
     """
     found = _entries(kind)
     head, colon, argument = name.partition(":")
     if head in found:
         entry = replace(found[head], name=name, argument=argument) if colon else found[head]
     elif colon and kind == "model":
-        entry = _own(kind, name)
+        entry = _user_module(kind, name)
     else:
         raise unknown(kind, head, found)
     if colon:
@@ -164,15 +166,15 @@ def find(kind: str, name: str) -> Entry:
 
 
 def load(kind: str, name: str) -> Any:
-    """The class or function behind `name`. Raises `KdbenchError` for a family whose argument is missing, too."""
+    """The class or function behind `name`. Raises `KdbenchError` for a parametrised entry without argument, too."""
     thing = find(kind, name).load()
     if isinstance(thing, Parametrised) and ":" not in name:
         raise _bare(kind, name, thing)
     return thing
 
 
-def _bare(kind: str, name: str, family: Parametrised) -> KdbenchError:
-    return KdbenchError(f"The {kind} '{name}' needs an argument: {name}:{family.argument}.")
+def _bare(kind: str, name: str, entry: Parametrised) -> KdbenchError:
+    return KdbenchError(f"The {kind} '{name}' needs an argument: {name}:{entry.argument}.")
 
 
 @cache
@@ -194,14 +196,15 @@ def unique(kind: str, points: Iterable[EntryPoint]) -> dict[str, Entry]:
     return found
 
 
-def _own(kind: str, name: str) -> UserModule:
+def _user_module(kind: str, name: str) -> UserModule:
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
         raise KdbenchError(f"'{name}' is no name of a network: a module and a function in it are, such as nets:small.")
     return UserModule(kind, name, name, "your own code", EntryPoint(name, name, KINDS[kind]))
 
 
 def _cure(error: Exception) -> str:
-    # A wheel installed elsewhere plus `python -m kdbench` inside the checkout finds the checkout's kdbench without its wings.
+    # `python -m kdbench` inside a checkout finds the checkout's kdbench, even where a wheel is installed elsewhere. The
+    # methods lie beside it there, and setup.cfg maps them into the package only on installation.
     missing = isinstance(error, ModuleNotFoundError) and str(error.name).startswith(
         ("kdbench.defenses", "kdbench.attacks")
     )

@@ -8,7 +8,8 @@ import torch
 
 from kdbench.engine.plan import Numerics, Plan, make_plan
 from kdbench.suites import reader as suite
-from kdbench.suites.suite import Suite, with_undefended
+from kdbench.suites.methods import with_undefended
+from kdbench.suites.suite import Suite
 from runs import TINY, Played, Recorder, run
 
 torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from kdbench.engine.stage_log import StageLog, Stopped
 from kdbench.engine.stages import TENSORS, WEIGHTS, Workspace, run_stage
 from kdbench.engine.store import MANIFEST, Store, file_digest, read_json
 from kdbench.suites.reader import load
-from kdbench.suites.suite import with_undefended
+from kdbench.suites.methods import with_undefended
 
 SUITE = """
 seeds = 1

@@ -15,7 +15,8 @@ from kdbench.defenses.nasty import Nasty
 from kdbench.defenses.none import NoDefense
 from kdbench.evaluation.adversarial import Robustness
 from kdbench.suites import reader as suites
-from kdbench.suites.suite import Suite, with_undefended
+from kdbench.suites.methods import with_undefended
+from kdbench.suites.suite import Suite
 
 HEAD = """\
 defenses = ["none", "nasty"]

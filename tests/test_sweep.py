@@ -21,7 +21,9 @@ from kdbench.game.fields import build
 from kdbench.records import ReportedNumber
 from kdbench.runs.command import Request
 from kdbench.suites import reader as suites
-from kdbench.suites.suite import Reported, Suite, with_undefended
+from kdbench.suites.methods import with_undefended
+from kdbench.suites.reported import Reported
+from kdbench.suites.suite import Suite
 from kdbench.suites.sweeps import Sweep, spread
 from runs import DUEL, Json, Played, run
 

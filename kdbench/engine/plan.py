@@ -10,9 +10,10 @@ from kdbench.engine.sources import engine_digest, source_digest
 from kdbench.engine.store import digest, json_digest
 from kdbench.game.data import DataSubset
 from kdbench.game.fields import plain
-from kdbench.game.methods import Attack, Defense, Precision
+from kdbench.game.methods import Defense, Precision
 from kdbench.game.threat import Access, Scenario
 from kdbench.records import MethodRecord, cell_name
+from kdbench.suites.scenarios import granted, refusal
 from kdbench.suites.suite import Choice, Suite
 
 SCHEMA = 2
@@ -262,20 +263,15 @@ class _Planner:
         return {"network": network(self.suite.victim), "defense": serving, "recipe": self.recipe}
 
     def _attack(self, attack: Choice) -> _PlannedAttack:
-        scenario, subset = grant(self.suite.scenario, attack.instance), attack.instance.data_subset()
-        skipped = ""
-        if attack.instance.needs > scenario.access:
-            needs, granted = attack.instance.needs.name.lower(), scenario.access.name.lower()
-            skipped = f"'{attack.name}' needs {needs}; the suite grants {granted}"
-        elif subset.fraction and not scenario.data:
-            skipped = f"'{attack.name}' needs images of its own; the suite grants none"
+        scenario, subset = granted(self.suite.scenario, attack.instance), attack.instance.data_subset()
+        skipped = refusal(attack.name, attack.instance, scenario)
         return _PlannedAttack(attack, scenario, subset, self._attack_run(attack, scenario, subset), skipped)
 
     def _baselines(self, choices: list[Choice]) -> Iterator[_PlannedAttack]:
         used = (DataSubset(), *(attack.subset for attack in self.attacks))
         parts = dict.fromkeys(part for part in used if part.fraction and self.suite.scenario.data)
         for choice in choices:
-            scenario = grant(replace(self.suite.scenario, access=Access.NOTHING, budget=None), choice.instance)
+            scenario = granted(replace(self.suite.scenario, access=Access.NOTHING, budget=None), choice.instance)
             for subset in parts:
                 yield _PlannedAttack(choice, scenario, subset, self._attack_run(choice, scenario, subset))
 
@@ -373,16 +369,6 @@ class _SeedCells:
 def _named(subset: DataSubset) -> str:
     """A part of the thief's data, in words."""
     return f"{100 * subset.fraction:g}% of the data" + (f" (choice {subset.seed})" if subset.seed else "")
-
-
-def grant(scenario: Scenario, attack: Attack) -> Scenario:
-    """What this attack is granted: the weights only if it needs them, everything below as the suite says.
-
-    What has no effect is as it is by default, and so makes no other key: `topk` under any other grant.
-    """
-    if scenario.access is Access.WEIGHTS and attack.needs < Access.WEIGHTS:
-        scenario = replace(scenario, access=Access.PROBS)
-    return scenario if scenario.access is Access.TOPK else replace(scenario, topk=Scenario.topk)
 
 
 def hardens(defense: Defense) -> bool:

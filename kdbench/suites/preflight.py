@@ -1,4 +1,4 @@
-"""Whether the networks of a benchmark take its images: found before any of them is trained."""
+"""Checks before any training that the networks of a suite take its images."""
 
 from collections.abc import Iterator
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from kdbench import registry
 from kdbench.errors import KdbenchError
-from kdbench.game.methods import seeded
+from kdbench.game.roles import seeded
 from kdbench.suites.suite import Suite
 
-TRIED = 2  # images, of nothing
+TRIED = 2  # black images
 
 Shape = tuple[int, int, int]
 
 
 def try_networks(suite: Suite, shape: Shape, classes: int) -> None:
-    """Let each network that `suite` will train answer images of `shape` (C,H,W), untrained.
+    """Run each network that `suite` will train, untrained, on images of `shape` (C,H,W).
 
     Raises `KdbenchError` naming the field, the network and the shape for the first that cannot.
     """
@@ -31,7 +31,7 @@ def try_networks(suite: Suite, shape: Shape, classes: int) -> None:
 
 
 def _named(suite: Suite) -> Iterator[tuple[str, str]]:
-    """Each network after the field that names it; those of an attack that will be skipped are not made."""
+    """Each network after the field that names it; those of an attack that will be skipped are left out."""
     yield "victim.network", suite.victim
     for student in suite.students:
         yield "student.networks", student
@@ -42,14 +42,14 @@ def _named(suite: Suite) -> Iterator[tuple[str, str]]:
 
 
 def _try(name: str, shape: Shape, classes: int) -> None:
-    """On the CPU, as workers make it: the meta device computes nothing, but takes a second to be got ready."""
+    """On the CPU, as workers make networks: the meta device computes nothing, but its setup takes a second."""
     size = "x".join(map(str, shape))
     try:
         with seeded(0), torch.no_grad():
             answers = registry.load("model", name)(shape, classes).eval()(torch.zeros(TRIED, *shape))
     except KdbenchError:
         raise
-    except Exception as error:  # whatever somebody's network raises at images that it was not made for
+    except Exception as error:  # a user's network may raise anything at images that it was not made for
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
         raise KdbenchError(f"The network '{name}' cannot take images of {size} ({reason}).") from None
     if not isinstance(answers, Tensor) or answers.shape != (TRIED, classes):

@@ -1,4 +1,4 @@
-"""Sweeps: a method that a benchmark file plays with several values of a field is so many methods, each with its label."""
+"""Sweeps: a method that a suite file runs with several values of a field becomes as many methods, each with a name."""
 
 import copy
 import re
@@ -11,8 +11,8 @@ from kdbench.game.fields import Checked
 from kdbench.suites.toml_lines import parts
 
 Tree = dict[str, Any]
-SWEPT = "+"  # in the label of a point, after that of the method
-PLAYED = {"defense": ("defenses",), "attack": ("attacks", "baselines")}
+SWEPT = "+"  # in the name of a point, after that of the method
+LISTS = {"defense": ("defenses",), "attack": ("attacks", "baselines")}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Sweep(Checked):
     """`[[sweep]]`: the field at the dotted path `vary` takes each of `values` in turn.
 
     `vary` may name several fields of one method, which change together; each of `values` is then a list of as many. The
-    labels say the first. Two sweeps of one method make all combinations.
+    names of the points show the first. Two sweeps of one method make all combinations.
     """
 
     vary: str | tuple[str, ...]
@@ -29,7 +29,7 @@ class Sweep(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         owners = {tuple(path[:2]) for path in self.paths}
-        if len(owners) != 1 or any(len(path) < 3 or path[0] not in PLAYED for path in self.paths):
+        if len(owners) != 1 or any(len(path) < 3 or path[0] not in LISTS for path in self.paths):
             raise KdbenchError(
                 "sweep.vary names fields of one defense or attack, such as defense.nasty.omega, "
                 f"not {', '.join(map(repr, [self.vary] if isinstance(self.vary, str) else self.vary)) or 'nothing'}."
@@ -47,12 +47,12 @@ class Sweep(Checked):
 
     @property
     def method(self) -> tuple[str, str]:
-        """Kind and label of the method that is swept."""
-        kind, label = self.paths[0][:2]
-        return kind, label
+        """Kind and name of the method that is swept."""
+        kind, name = self.paths[0][:2]
+        return kind, name
 
     def points(self) -> Iterator[tuple[str, list[tuple[list[str], Any]]]]:
-        """For each point what its label ends with, and the fields (path below the method's table) with their values."""
+        """For each point the end of its name, and the fields (path below the method's table) with their values."""
         for value in self.values:
             row = self._row(value)
             ending = f"{SWEPT}{self.paths[0][-1]}-{_word(row[0])}"
@@ -62,33 +62,33 @@ class Sweep(Checked):
         return [value] if isinstance(self.vary, str) else list(value) if isinstance(value, list | tuple) else []
 
 
-def unplayed(tree: Tree, sweeps: Sequence[Sweep]) -> list[Sweep]:
-    """The sweeps of methods that `tree` does not play, as it was before they were spread; points of others are no methods."""
-    return [sweep for sweep in sweeps if sweep.method[1] not in _played(tree, sweep.method[0])]
+def listed(tree: Tree, kind: str) -> list[str]:
+    """The names of the methods of a kind that the lists of `tree` run."""
+    return [name for key in LISTS[kind] for name in tree.get(key, ())]
 
 
 def spread(tree: Tree, sweeps: Sequence[Sweep]) -> dict[str, str]:
-    """Write into `tree` a table for each point of each sweep, and play them instead of the swept label.
+    """Write into `tree` a table for each point of each sweep, and list the points instead of the swept method.
 
-    Returns the label that each new one was made of. Of a label that is not played the tables are made all the same, so
-    that mistakes in them are found. Raises `KdbenchError` for two points with one label, a field that is swept twice, and
-    a point that has a table already.
+    Returns the name of the swept method by the name of each point. Tables are made for a method that is not run, too,
+    so that mistakes in them are found. Raises `KdbenchError` for two points of one name, a field that is swept twice,
+    and a point that has a table already.
     """
     origins: dict[str, str] = {}
     _once([path for sweep in sweeps for path in sweep.paths])
     for sweep in sweeps:
-        kind, label = sweep.method
+        kind, name = sweep.method
         tables = tree.setdefault(kind, {})
-        known = dict.fromkeys((*_played(tree, kind), *origins))
-        for old in [old for old in known if old == label or origins.get(old) == label] or [label]:
+        known = dict.fromkeys((*listed(tree, kind), *origins))
+        for old in [old for old in known if name in (old, origins.get(old))] or [name]:
             points = {f"{old}{ending}": fields for ending, fields in sweep.points()}
             if len(points) < len(sweep.values):
-                raise KdbenchError(f"the sweep of {'.'.join(sweep.paths[0])} has two points of one label.")
+                raise KdbenchError(f"the sweep of {'.'.join(sweep.paths[0])} has two points of one name.")
             for new, fields in points.items():
                 if new in tables:
                     raise KdbenchError(f"{kind}.{new} is a point of a sweep: it has no table of its own.")
-                tables[new] = _table(tables.get(old, {}), label, fields)
-                origins[new] = label
+                tables[new] = _table(tables.get(old, {}), name, fields)
+                origins[new] = name
             _replace(tree, kind, old, list(points))
     return origins
 
@@ -99,14 +99,10 @@ def _once(paths: list[list[str]]) -> None:
         raise KdbenchError(f"{'.'.join(twice[0])} is swept twice.")
 
 
-def _played(tree: Tree, kind: str) -> list[str]:
-    return [label for key in PLAYED[kind] for label in tree.get(key, ())]
-
-
 def _replace(tree: Tree, kind: str, old: str, new: list[str]) -> None:
-    for key in PLAYED[kind]:
+    for key in LISTS[kind]:
         if key in tree:
-            tree[key] = [label for known in tree[key] for label in (new if known == old else [known])]
+            tree[key] = [name for known in tree[key] for name in (new if known == old else [known])]
 
 
 def _table(base: Tree, method: str, fields: list[tuple[list[str], Any]]) -> Tree:
@@ -123,7 +119,7 @@ def _table(base: Tree, method: str, fields: list[tuple[list[str], Any]]) -> Tree
 
 
 def _word(value: Any) -> str:
-    """A value as part of a label: a list says how long it is."""
+    """A value as part of a name: of a list, its length."""
     if isinstance(value, list | tuple):
         return str(len(value))
     return f"{value:g}" if isinstance(value, int | float) else re.sub(r"[^\w.-]+", "-", str(value))
