@@ -19,7 +19,8 @@ from kdbench.engine.stages import ModelFactory
 from kdbench.errors import KdbenchError, Refused
 from kdbench.game.data import Split
 from kdbench.game.fields import build, plain
-from kdbench.game.methods import Attack, Context, Defense, Log, Recipe, derive
+from kdbench.game.methods import Attack, Context, Defense, Log, Recipe
+from kdbench.game.roles import Role, derive
 from kdbench.game.threat import Access, Oracle, QueryCounter, Scenario, Service
 from kdbench.training.fit import fit
 from kdbench.zoo.datasets import Blobs
@@ -147,19 +148,19 @@ def _check_budget(attack: Attack, budget: int) -> None:
 
 
 def _defend(defense: Defense, seed: int) -> tuple[nn.Module, Service]:
-    factory, data = _factory("victim", seed), _images()
+    factory, data = _factory(Role.VICTIM_WEIGHTS, seed), _images()
     victim = factory()
-    fit(victim, nn.functional.cross_entropy, data.x, data.y, _context(data, factory, "victim"))
+    fit(victim, nn.functional.cross_entropy, data.x, data.y, _context(data, factory, Role.VICTIM_TRAINING))
     before = _state(victim)
-    hardened = defense.harden(victim, _context(data, factory, "harden"))
+    hardened = defense.harden(victim, _context(data, factory, Role.HARDENING))
     _require(_same(before, _state(victim)), "harden must leave the victim as it was")
     _require(_shapes(hardened) == _shapes(victim), "harden must return a network of the victim's architecture")
     deployed, kept = hardened.eval().requires_grad_(False), _state(hardened)
-    auxiliary = defense.auxiliary(deployed, _context(data, factory, "auxiliary"))
+    auxiliary = defense.auxiliary(deployed, _context(data, factory, Role.AUXILIARY))
     if auxiliary is not None:
         _require(_shapes(auxiliary) == _shapes(victim), "companion must return a network of the victim's architecture")
         auxiliary.eval().requires_grad_(False)
-    ctx = replace(_context(data, factory, "serve"), auxiliary=auxiliary)
+    ctx = replace(_context(data, factory, Role.EVALUATED_SERVICE), auxiliary=auxiliary)
     service = defense.serve(deployed, ctx)
     _require(_same(kept, _state(hardened)), "companion and serve must leave the model as it was")
     return hardened, service
@@ -175,8 +176,8 @@ def _attack(attack: Attack, budget: int | None, served: QueryCounter) -> nn.Modu
         return service(x)
 
     oracle = Oracle(counted, Scenario(access=attack.needs, budget=budget), victim)
-    factory = ModelFactory(NETWORK, data, 0, "student", "cpu")
-    student = attack.steal(oracle, _context(data, factory, "steal"))
+    factory = ModelFactory(NETWORK, data, 0, Role.STUDENT_WEIGHTS, "cpu")
+    student = attack.steal(oracle, _context(data, factory, Role.ATTACK))
     _require(_shapes(student) == _shapes(factory()), "steal must return a network as ctx.new_student() makes it")
     return student
 
@@ -185,11 +186,11 @@ def _images() -> Split:
     return Blobs().load(Path()).train
 
 
-def _factory(role: str, seed: int) -> ModelFactory:
+def _factory(role: Role, seed: int) -> ModelFactory:
     return ModelFactory(NETWORK, _images(), seed, role, "cpu")
 
 
-def _context(data: Split, factory: ModelFactory, role: str) -> Context:
+def _context(data: Split, factory: ModelFactory, role: Role) -> Context:
     seed = derive(0, role)
     draws = torch.Generator().manual_seed(seed)
     return Context(

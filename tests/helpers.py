@@ -8,7 +8,7 @@ from torch import nn
 
 from kdbench import registry
 from kdbench.api import Context, Images, Log, Recipe, Split, seeded
-from kdbench.game.methods import derive
+from kdbench.game.roles import Role, derive
 from kdbench.zoo.datasets import Blobs
 
 
@@ -27,7 +27,7 @@ def context(data: Split, epochs: int = 2, seed: int = 0, model: str = "mini-8") 
     calls = itertools.count()
 
     def new_student(name: str | None = None) -> nn.Module:
-        with seeded(derive(seed, "student", next(calls))):
+        with seeded(derive(seed, Role.STUDENT_WEIGHTS, next(calls))):
             network: nn.Module = registry.load("model", name or model)(data.shape, data.classes)
             return network.to(memory_format=torch.channels_last)
 

@@ -20,7 +20,8 @@ from kdbench.errors import KdbenchError
 from kdbench.evaluation.accuracy import evaluate_against, evaluate_student, evaluate_victim
 from kdbench.evaluation.adversarial import BATCH, Robustness, adversarial, frozen_in_eval_mode, sensitivity, transfer
 from kdbench.game.data import Images, Split
-from kdbench.game.methods import Context, Recipe, seeded
+from kdbench.game.methods import Context, Recipe
+from kdbench.game.roles import seeded
 from kdbench.game.threat import keep_top
 from kdbench.records import METRICS
 from kdbench.training.fit import fit

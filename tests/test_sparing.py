@@ -14,7 +14,7 @@ from helpers import context
 from kdbench.api import Split, fit, seeded
 from kdbench.evaluation.adversarial import Robustness, robust_examples
 from kdbench.evaluation.early_stopping import LARGEST, LEAST, LOST, EarlyStopping, rows
-from kdbench.game.methods import derive
+from kdbench.game.roles import Role, derive
 from kdbench.training.bn_folding import folded
 from kdbench.zoo.datasets import Digits
 
@@ -163,7 +163,7 @@ def test_the_referees_pgd_gives_the_verdicts_of_the_whole_set(
     """Also where steps are so long that they bring fooled images back: then each image gets all of them."""
     robustness = Robustness(eps=eps, pgd_step=step)
     plain = torchattacks.PGD(net, eps=eps, alpha=step, steps=20)
-    with seeded(derive(4, "adv_pgd")):
+    with seeded(derive(4, Role.EVALUATION, "adv_pgd")):
         expected = net(plain(digits.x, digits.y)).argmax(dim=1) == digits.y
     assert torch.equal(robust_examples(net, digits, robustness, 4, "adv_pgd"), expected)
 
@@ -173,14 +173,14 @@ def test_the_referees_autoattack_gives_the_verdicts_of_its_parts_in_turn(
     eps: float, net: nn.Module, digits: Split
 ) -> None:
     robustness = Robustness("full", eps, autoattack_steps=STEPS, autoattack_targets=4, autoattack_queries=60)
-    common: dict[str, Any] = {"norm": "Linf", "eps": eps, "n_restarts": 1, "seed": derive(4, "adv_autoattack")}
+    common: dict[str, Any] = {"norm": "Linf", "eps": eps, "n_restarts": 1, "seed": derive(4, Role.EVALUATION, "adv_autoattack")}
     parts = [
         torchattacks.APGD(net, **common, steps=STEPS, loss="ce"),
         torchattacks.APGDT(net, **common, steps=STEPS, n_classes=5),
         torchattacks.FAB(net, **common, steps=STEPS, multi_targeted=True, n_classes=5),
         torchattacks.Square(net, **common, n_queries=60, loss="margin", resc_schedule=False),
     ]
-    with seeded(derive(4, "adv_autoattack")):
+    with seeded(derive(4, Role.EVALUATION, "adv_autoattack")):
         moved = torchattacks.MultiAttack(parts)(digits.x, digits.y)
     expected = net(moved).argmax(dim=1) == digits.y
     assert torch.equal(robust_examples(net, digits, robustness, 4, "adv_autoattack"), expected)

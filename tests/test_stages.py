@@ -220,13 +220,13 @@ def test_making_a_network_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    ModelFactory("mini-8", blobs().train, 0, "student", "cpu")()
+    ModelFactory("mini-8", blobs().train, 0, Role.STUDENT_WEIGHTS, "cpu")()
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("images", [96, 0])
 def test_a_broken_network_is_no_result(images: int, room: Room) -> None:
-    factory = ModelFactory("mini-8", blobs().train.take(torch.arange(images)), 0, "student", "cpu")
+    factory = ModelFactory("mini-8", blobs().train.take(torch.arange(images)), 0, Role.STUDENT_WEIGHTS, "cpu")
     network = factory()
     nn.utils.vector_to_parameters(torch.full((10_000,), torch.nan), network.parameters())
     with pytest.raises(KdbenchError, match="The attack returned a network whose answers are not finite"):
@@ -237,7 +237,7 @@ def test_a_broken_network_is_no_result(images: int, room: Room) -> None:
 def test_normalisation_lives_inside_the_network(images: int) -> None:
     """By the images of its owner; a thief without any assumes mid-grey and a deviation of a quarter."""
     data = blobs().train
-    network = ModelFactory("mini-8", data.take(torch.arange(images)), 0, "student", "cpu")()
+    network = ModelFactory("mini-8", data.take(torch.arange(images)), 0, Role.STUDENT_WEIGHTS, "cpu")()
     assert isinstance(network, nn.Sequential)
     inside = predict_logits(network[0], data.x)
     mean, std = (data.x.mean(), data.x.std()) if images else (0.5, 0.25)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kdbench import registry
 from kdbench.api import Context, Log, Recipe, Split, fit, seeded
 from kdbench.evaluation.adversarial import Robustness, standing
-from kdbench.game.methods import derive
+from kdbench.game.roles import Role, derive
 from kdbench.zoo.datasets import Digits
 
 RESISTED, FELLING = 1 / 255, 96 / 255
@@ -59,7 +59,7 @@ def plain_pgd(network: nn.Module, robustness: Robustness) -> Any:
 
 def plain_autoattack(network: nn.Module, robustness: Robustness) -> Any:
     """AutoAttack's standard sequence as torchattacks composes it, with the parameters of `robustness`."""
-    common: dict[str, Any] = {"eps": robustness.eps, "norm": "Linf", "seed": derive(SEED, "adv_autoattack")}
+    common: dict[str, Any] = {"eps": robustness.eps, "norm": "Linf", "seed": derive(SEED, Role.EVALUATION, "adv_autoattack")}
     steps, some = common | {"steps": robustness.autoattack_steps}, robustness.autoattack_targets + 1
     parts = [
         torchattacks.APGD(network, **steps, loss="ce"),
@@ -77,7 +77,7 @@ def race(
     verdicts: dict[str, Tensor] = {}
 
     def plainly() -> None:
-        with seeded(derive(SEED, name)):
+        with seeded(derive(SEED, Role.EVALUATION, name)):
             verdicts["plain"] = network(attack(data.x, data.y)).argmax(dim=1) == data.y
 
     def referee() -> None:

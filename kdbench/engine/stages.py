@@ -17,7 +17,8 @@ from kdbench.evaluation.accuracy import evaluate_against, evaluate_student, eval
 from kdbench.evaluation.adversarial import Robustness
 from kdbench.game.data import Dataset, DataSubset, Images, Split, resized
 from kdbench.game.fields import build
-from kdbench.game.methods import Attack, Context, Defense, EngineHooks, NewStudent, Recipe, derive, no_surrogate, seeded
+from kdbench.game.methods import Attack, Context, Defense, EngineHooks, NewStudent, Recipe, no_surrogate
+from kdbench.game.roles import Role, derive, seeded
 from kdbench.game.threat import Oracle, Scenario, Service
 from kdbench.training.fit import fit, inference, predict_logits
 from kdbench.training.fused import FusedTraining
@@ -27,6 +28,11 @@ TENSORS = "tensors.safetensors"
 SPLITS = ("train", "validation", "test")
 FEW = 256  # images enough to see that a network answers at all
 BLIND_MEAN, BLIND_STD = 0.5, 0.25  # what a thief without images assumes of pixels
+
+SERVICE_WEIGHTS = {
+    Role.ATTACKED_SERVICE: Role.ATTACKED_SERVICE_WEIGHTS,
+    Role.EVALUATED_SERVICE: Role.EVALUATED_SERVICE_WEIGHTS,
+}
 
 Numbers = dict[str, float]
 Spec = Mapping[str, Any]
@@ -75,8 +81,8 @@ def _data(spec: Spec, workspace: Workspace) -> Numbers:
 def _train(spec: Spec, workspace: Workspace) -> Numbers:
     """Train the victim on hard labels."""
     data = load_images(spec["data"]["key"], workspace).train
-    factory = ModelFactory.of(spec, workspace, data, "victim")
-    ctx = _context(spec, workspace, data, factory)
+    factory = ModelFactory.of(spec, workspace, data, Role.VICTIM_WEIGHTS)
+    ctx = _context(spec, workspace, data, factory, Role.VICTIM_TRAINING)
     victim = ctx.new_student()
     fit(victim, nn.functional.cross_entropy, ctx.data.x, ctx.data.y, ctx)
     factory.save(workspace, victim, "training of the victim")
@@ -87,8 +93,9 @@ def _harden(spec: Spec, workspace: Workspace) -> Numbers:
     """Let a defense make of the victim the model to deploy."""
     data = load_images(spec["data"]["key"], workspace).train
     defense: Defense = _method("defense", spec["defense"])
-    factory = ModelFactory.of(spec, workspace, data, "harden")
-    hardened = defense.harden(factory.load(workspace, spec["victim"]), _context(spec, workspace, data, factory))
+    factory = ModelFactory.of(spec, workspace, data, Role.HARDENING_WEIGHTS)
+    ctx = _context(spec, workspace, data, factory, Role.HARDENING)
+    hardened = defense.harden(factory.load(workspace, spec["victim"]), ctx)
     factory.save(workspace, hardened, f"harden of the defense '{spec['defense']['method']}'")
     return workspace.stage_log.numbers
 
@@ -97,10 +104,10 @@ def _auxiliary(spec: Spec, workspace: Workspace) -> Numbers:
     """Let a defense make the network that its service needs beside the model."""
     data = load_images(spec["data"]["key"], workspace).train
     defense: Defense = _method("defense", spec["defense"])
-    factory = ModelFactory.of(spec, workspace, data, "auxiliary")
+    factory = ModelFactory.of(spec, workspace, data, Role.AUXILIARY_WEIGHTS)
     whose = f"companion of the defense '{spec['defense']['method']}'"
     auxiliary = defense.auxiliary(
-        factory.load(workspace, spec["victim"]), _context(spec, workspace, data, factory, "auxiliary")
+        factory.load(workspace, spec["victim"]), _context(spec, workspace, data, factory, Role.AUXILIARY)
     )
     if auxiliary is None:
         raise KdbenchError(f"The {whose} must return a network, or not be overridden.")
@@ -114,11 +121,11 @@ def _steal(spec: Spec, workspace: Workspace) -> Numbers:
     attack: Attack = _method("attack", spec["attack"])
     scenario = build(Scenario, spec["scenario"], "scenario")
     attacker_data = _attacker_data(images.train, scenario, build(DataSubset, spec["subset"], "subset"), spec["seed"])
-    factory = ModelFactory.of(spec, workspace, attacker_data, "student")
+    factory = ModelFactory.of(spec, workspace, attacker_data, Role.STUDENT_WEIGHTS)
     ctx = replace(
-        _context(spec, workspace, attacker_data, factory), surrogate=_surrogates(spec, workspace, attacker_data.shape)
+        _context(spec, workspace, attacker_data, factory, Role.ATTACK), surrogate=_surrogates(spec, workspace, attacker_data.shape)
     )
-    service, model = open_service(spec, workspace, images.train, "attacker")
+    service, model = open_service(spec, workspace, images.train, Role.ATTACKED_SERVICE)
     oracle = Oracle(service, scenario, model, workspace.stage_log.meter)
     student = attack.steal(oracle, ctx)
     factory.save(workspace, student, f"steal of the attack '{spec['attack']['method']}'")
@@ -129,11 +136,11 @@ def _score(spec: Spec, workspace: Workspace) -> Numbers:
     """Judge a victim, or a student and how it stands to the victim. The thief never touched the service opened here."""
     images = load_images(spec["data"]["key"], workspace)
     robustness = build(Robustness, spec["robustness"], "robustness")
-    seed = derive(spec["seed"], "referee")
-    service, model = open_service(spec, workspace, images.train, "evaluation")
+    seed = spec["seed"]
+    service, model = open_service(spec, workspace, images.train, Role.EVALUATED_SERVICE)
     if spec["student"] is None:
         return evaluate_victim(model, service, images, robustness, seed)
-    student = ModelFactory.of(spec["student"], workspace, images.train, "student").load(
+    student = ModelFactory.of(spec["student"], workspace, images.train, Role.STUDENT_WEIGHTS).load(
         workspace, spec["student"]["key"]
     )
     numbers = evaluate_student(student, images, robustness, seed)
@@ -177,12 +184,12 @@ class ModelFactory:
     own: str
     data: Split
     seed: int
-    role: str
+    role: Role
     device: str
     made: int = 0
 
     @classmethod
-    def of(cls, spec: Spec, workspace: Workspace, data: Split, role: str) -> "ModelFactory":
+    def of(cls, spec: Spec, workspace: Workspace, data: Split, role: Role) -> "ModelFactory":
         """The workshop of the side whose network and seed are in `spec`."""
         return cls(spec["network"]["name"], data, spec["seed"], role, workspace.device)
 
@@ -223,7 +230,7 @@ class ModelFactory:
         return mean.cpu(), std.clamp_min(1e-3).cpu()
 
 
-def _context(spec: Spec, workspace: Workspace, data: Split, networks: NewStudent, role: str = "method") -> Context:
+def _context(spec: Spec, workspace: Workspace, data: Split, networks: NewStudent, role: Role) -> Context:
     """What a method gets; its generator goes on where it was when the stage is resumed."""
     seed = derive(spec["seed"], role)
     generator = torch.Generator(workspace.device).manual_seed(seed)
@@ -244,14 +251,14 @@ def _context(spec: Spec, workspace: Workspace, data: Split, networks: NewStudent
     )
 
 
-def open_service(spec: Spec, workspace: Workspace, data: Split, client: str) -> tuple[Service, nn.Module]:
+def open_service(spec: Spec, workspace: Workspace, data: Split, client: Role) -> tuple[Service, nn.Module]:
     """The service of a hardened victim for one client, and the model behind it. Without a victim: nothing to ask."""
     victim = spec["victim"]
     if victim is None:
         return nn.Identity(), nn.Identity()
-    factory = ModelFactory.of(victim, workspace, data, "service")
+    factory = ModelFactory.of(victim, workspace, data, SERVICE_WEIGHTS[client])
     model = factory.load(workspace, victim["key"]).requires_grad_(False)
-    ctx = _context({**victim, "numerics": spec["numerics"]}, workspace, data, factory, f"service/{client}")
+    ctx = _context({**victim, "numerics": spec["numerics"]}, workspace, data, factory, client)
     if victim["auxiliary"]:
         ctx = replace(ctx, auxiliary=factory.load(workspace, victim["auxiliary"]).eval().requires_grad_(False))
     defense: Defense = _method("defense", victim["defense"]) if victim["defense"] else Defense()
@@ -280,7 +287,7 @@ class LastAnswerCache:
 
 def _attacker_data(data: Split, scenario: Scenario, used: DataSubset, seed: int) -> Split:
     """The part of the training data that the thief owns and this attack uses."""
-    subset = DataSubset(scenario.data, derive(seed, "data")).of(data)
+    subset = DataSubset(scenario.data, derive(seed, Role.DATA_SUBSET)).of(data)
     part = used.of(subset)
     return part if scenario.labels else part.without_labels()
 

@@ -2,8 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
@@ -198,6 +197,8 @@ class Defense(Checked):
     """Whether answers may depend on what was asked before: then a repeated question may get another answer."""
     is_reference: ClassVar[bool] = False
     """Whether it is the undefended victim, with which boards compare all others."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Fields that suite files may still write under an older name: old name -> field."""
 
     def harden(self, victim: nn.Module, ctx: Context) -> nn.Module:
         """The model to deploy instead of `victim` (training time, once per victim, cached); default: the victim itself."""
@@ -236,6 +237,8 @@ class Attack(Checked):
     """Whether it was made to undo defenses: boards warn of a defense that no adaptive attack was run against."""
     labels_only: ClassVar[bool] = False
     """Whether it uses the label of an answer and nothing else, as an attacker of label-only answers does."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Fields that suite files may still write under an older name: old name -> field."""
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         """A student."""
@@ -278,27 +281,3 @@ def with_auxiliary(defense: Defense, model: nn.Module, ctx: Context) -> Context:
     """The context with the auxiliary network that `defense` makes for `model`, in eval mode and frozen."""
     auxiliary = defense.auxiliary(model, ctx)
     return ctx if auxiliary is None else replace(ctx, auxiliary=auxiliary.eval().requires_grad_(False))
-
-
-def derive(seed: int, *role: object) -> int:
-    """A seed for one role ("victim", "student", ...) of a cell, below 2^63: roles do not share random numbers."""
-    text = "/".join(str(part) for part in (seed, *role))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@contextmanager
-def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Fix torch's global generators inside, and leave them as they were: for code that draws from nowhere else."""
-    devices = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=devices):
-        # Not torch.manual_seed: it seeds every device there is, and only these are put back.
-        torch.default_generator.manual_seed(seed)
-        for name in devices:
-            with torch.cuda.device(name):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-def draw_seed(generator: torch.Generator) -> int:
-    """A seed drawn from `generator`."""
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -27,6 +27,7 @@ from kdbench.engine.stages import Workspace, load_images, open_service
 from kdbench.engine.store import Json, Store
 from kdbench.errors import KdbenchError, unknown
 from kdbench.game.data import Images, Split
+from kdbench.game.roles import Role
 from kdbench.game.threat import Service
 from kdbench.records import Cell, Status
 from kdbench.runs import plan_file
@@ -178,7 +179,7 @@ class NetworkFigures:
         key = spec["victim"]["key"]
         self.manifest(key)
         plainly = {**spec["numerics"], "compile": False}  # for a few images it would only take longer
-        service, model = open_service({**spec, "numerics": plainly}, self._workspace, self.images.train, "evaluation")
+        service, model = open_service({**spec, "numerics": plainly}, self._workspace, self.images.train, Role.EVALUATED_SERVICE)
         return Victim(label, key, model, service)
 
     @cached_property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from kdbench.game.methods import seeded
+from kdbench.game.roles import seeded
 
 TRIED = 16  # images on which a folded network has to answer as the network itself does
 ROUNDING = 1e-4  # by which its answers may differ, as a share of the largest of them

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from kdbench.game.methods import draw_seed, seeded
+from kdbench.game.roles import draw_seed, seeded
 from kdbench.training.loop import TrainingLoop, autocast, make_optimizer, set_rate
 
 TRIED = 8  # images on which a stack has to answer as its members do

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import Diverged
-from kdbench.game.methods import Context, Recipe, draw_seed, seeded
+from kdbench.game.methods import Context, Recipe
+from kdbench.game.roles import draw_seed, seeded
 from kdbench.training.augmentation import augmented
 
 QueryFunction = Callable[[Tensor], Tensor]
@@ -129,9 +130,8 @@ class TrainingLoop:
         state = self._checkpoint.load()
         if state is None:
             return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        match_memory_format(self.optimizer)
+        restore(self.model, state["model"])
+        restore(self.optimizer, state["optimizer"])
         self.done = int(state["epochs"])
 
 
@@ -190,6 +190,13 @@ def _resolve(target: Target, images: Tensor, index: Tensor) -> Any:
     with torch.no_grad():
         answer = target(images)
     return answer.float() if answer.is_floating_point() else answer
+
+
+def restore(part: nn.Module | torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state dict, as a checkpoint kept it, into a network or an optimiser."""
+    part.load_state_dict(state)  # type: ignore[arg-type]  # an optimiser declares dict
+    if isinstance(part, torch.optim.Optimizer):
+        match_memory_format(part)
 
 
 def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
