@@ -19,7 +19,7 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: the run ends as by Ctrl-C."""
+    """SIGTERM arrived: the run ends as it does by Ctrl-C."""
 
 
 class Group(click.Group):
@@ -38,9 +38,23 @@ class Group(click.Group):
             ctx.exit(TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED)
 
 
+class Renamed(click.Option):
+    """An option that is also read under an older name, which help does not show."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The line of help, with today's name alone."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        names, text = record
+        for old in self.opts[1:]:
+            names = names.replace(f", {old}", "")
+        return names, text
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM is an interruption like Ctrl-C: workers stop at a checkpoint. Only a main thread may say so."""
+    """Inside, SIGTERM interrupts like Ctrl-C: workers stop at a checkpoint. Signals are handled in a main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -58,7 +72,7 @@ def _terminate(*_: object) -> None:
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kdbench")
 def main() -> None:
-    """Defenses against model stealing by knowledge distillation, crossed with the attacks that steal all the same."""
+    """Benchmark of defenses against model stealing by knowledge distillation, each run against every attack."""
 
 
 def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -71,13 +85,17 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 _selection = _options(
-    click.option("--defense", "-d", multiple=True, help="Play this defense (repeatable). `none` is always played too."),
-    click.option("--attack", "-a", multiple=True, help="Play this attack (repeatable). Baselines are always played."),
-    click.option("--dataset", help="Play on this data set."),
-    click.option("--student", multiple=True, help="Steal with this network (repeatable)."),
+    click.option(
+        "--defense", "-d", multiple=True, help="Run this defense (repeatable). The undefended victim is always run."
+    ),
+    click.option("--attack", "-a", multiple=True, help="Run this attack (repeatable). Baselines are always run."),
+    click.option("--dataset", help="Use this data set."),
+    click.option("--student", multiple=True, help="Train this network as the student (repeatable)."),
     click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds."),
     click.option(
-        "--robustness", type=click.Choice(["none", "fast", "more", "full"]), help="How much evasion to measure."
+        "--robustness",
+        type=click.Choice(["none", "fast", "more", "full"]),
+        help="How much adversarial robustness to measure.",
     ),
     click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of forward and backward passes."),
     click.option(
@@ -96,10 +114,13 @@ _machine = _options(
     ),
     click.option(
         "--fuse",
+        "--stack",
+        "fuse",
+        cls=Renamed,
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Thefts that a worker does side by side at most, their students trained as one; part of every key.",
+        help="Attack runs at most whose students a worker trains as one network; part of every key.",
     ),
     click.option(
         "--compile",
@@ -111,7 +132,7 @@ _machine = _options(
         type=click.Path(path_type=Path),
         default=Path("data"),
         show_default=True,
-        help="Where data sets lie.",
+        help="Folder of the data sets.",
     ),
     click.option(
         "--store",
@@ -119,13 +140,14 @@ _machine = _options(
         default=Path("runs/store"),
         show_default=True,
         envvar="KDBENCH_STORE",
+        help="Folder of the finished stages.",
     ),
     click.option("--out", type=click.Path(path_type=Path), help="Results folder; default: runs/ and the suite's name."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
-    click.option("--force", is_flag=True, help="Do finished stages again."),
+    click.option("--force", is_flag=True, help="Run finished stages again."),
     click.option("--quiet", "-q", is_flag=True, help="No progress."),
     click.option(
-        "--profile", is_flag=True, help="Print at the end how fast each stage was; measure limits of trainings."
+        "--profile", is_flag=True, help="Print at the end how fast each stage was, beside a bare training loop."
     ),
 )
 
@@ -135,16 +157,20 @@ _machine = _options(
 @_selection
 @_machine
 def run(suite: str, **options: Any) -> None:
-    """Play a benchmark: SUITE is the name of a shipped one or a .toml file; default: digits."""
+    """Run a SUITE. It is the name of a shipped one or a .toml file; default: digits."""
     from kdbench.runs import command
 
     sys.exit(command.run(suite, command.Request(**options)))
 
 
 @main.command(name="list")
-@click.argument("kind", required=False, type=click.Choice(["defenses", "attacks", "models", "datasets", "suites"]))
+@click.argument(
+    "kind",
+    required=False,
+    type=click.Choice(["defenses", "attacks", "models", "datasets", "victims", "executors", "suites"]),
+)
 def list_(kind: str | None) -> None:
-    """What there is to play with, and where each name comes from."""
+    """List registered names and shipped suites. Each name is shown with its origin and its first sentence."""
     from kdbench.listing import listing
 
     for line in listing(kind):
@@ -152,10 +178,10 @@ def list_(kind: str | None) -> None:
 
 
 @main.command()
-@click.argument("kind", type=click.Choice(["defense", "attack", "model", "dataset", "suite"]))
+@click.argument("kind", type=click.Choice(["defense", "attack", "model", "dataset", "victim", "executor", "suite"]))
 @click.argument("name")
 def show(kind: str, name: str) -> None:
-    """A method's fields with types and defaults, its source, its citation, its place in the threat model."""
+    """Show one of them. For a method: fields with types and defaults, source, citation, and what it needs of the victim."""
     from kdbench.listing import describe
 
     click.echo(describe(kind, name))
@@ -167,7 +193,7 @@ def show(kind: str, name: str) -> None:
     "--format", "format_", type=click.Choice(["table", "md", "csv", "json", "html"]), default="table", show_default=True
 )
 def leaderboard(folder: Path, format_: str) -> None:
-    """Make the leaderboards and the report of a results FOLDER again, out of its cells, and print the leaderboards."""
+    """Print the leaderboards of a results FOLDER. They and the report are written again from the cells."""
     from kdbench.board import report
 
     report.write_all(folder)
@@ -187,15 +213,15 @@ def leaderboard(folder: Path, format_: str) -> None:
     "--store",
     type=click.Path(path_type=Path),
     envvar="KDBENCH_STORE",
-    help="Where the networks of such figures lie; default: where the run had them.",
+    help="Folder of the finished stages that such figures need; default: that of the run.",
 )
 def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
-    """Draw the plots of a results FOLDER again, or figures that need the networks of its run."""
+    """Draw the plots of a results FOLDER. With --figure: figures, some of which need the networks of the run."""
     if figures:
         from kdbench.board import report
-        from kdbench.runs import network_figures as exhibits
+        from kdbench.runs import network_figures
 
-        drawn = exhibits.draw(folder, figures, store)
+        drawn = network_figures.draw(folder, figures, store)
         report.write_report(folder)  # which shows them
     else:
         from kdbench.board.plots import drawing as plots
@@ -208,10 +234,19 @@ def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
-    """How far the run that writes to FOLDER is, what failed and why, what it cost."""
+    """Say how far a run is. FOLDER is where it writes; also what failed and why, and what it cost."""
     from kdbench.runs.command import status as report
 
     click.echo(report(folder))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def convert(folder: Path) -> None:
+    """Rewrite an older results FOLDER. Its cells/*.json become one cells.jsonl, with the same numbers."""
+    from kdbench.runs.conversion import convert as rewrite
+
+    click.echo(f"{rewrite(folder)} cells rewritten to {folder / 'cells.jsonl'}")
 
 
 def _command_line() -> str:
