@@ -196,6 +196,7 @@ def leaderboard(folder: Path, format_: str) -> None:
     """Print the leaderboards of a results FOLDER. They and the report are written again from the cells."""
     from kdbench.board import report
 
+    _name_old_layout(folder)
     report.write_all(folder)
     click.echo(report.leaderboards(folder, format_))
 
@@ -233,6 +234,15 @@ def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+def convert(folder: Path) -> None:
+    """Rewrite a results FOLDER of the old layout (one file a cell) in the present one, with the same numbers."""
+    from kdbench.runs.conversion import convert as rewrite
+
+    click.echo(f"{folder}: {rewrite(folder)} cells in the present layout")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """Say how far a run is. FOLDER is where it writes; also what failed and why, and what it cost."""
     from kdbench.runs.command import status as report
@@ -247,6 +257,14 @@ def convert(folder: Path) -> None:
     from kdbench.runs.conversion import convert as rewrite
 
     click.echo(f"{rewrite(folder)} cells rewritten to {folder / 'cells.jsonl'}")
+
+
+def _name_old_layout(folder: Path) -> None:
+    """Say how a folder of the old layout, which is read all the same, is rewritten."""
+    from kdbench.records import is_old
+
+    if is_old(folder):
+        click.echo(f"{folder} has the old layout; `kdbench convert {folder}` rewrites it.", err=True)
 
 
 def _command_line() -> str:
