@@ -234,15 +234,6 @@ def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-def convert(folder: Path) -> None:
-    """Rewrite a results FOLDER of the old layout (one file a cell) in the present one, with the same numbers."""
-    from kdbench.runs.conversion import convert as rewrite
-
-    click.echo(f"{folder}: {rewrite(folder)} cells in the present layout")
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """Say how far a run is. FOLDER is where it writes; also what failed and why, and what it cost."""
     from kdbench.runs.command import status as report

@@ -256,7 +256,7 @@ def test_a_damaged_record_of_schema_1_is_named_and_nothing_is_converted(
 
 def test_the_command_line_converts_a_folder(old: Path) -> None:
     done = CliRunner().invoke(main, ["convert", str(old)])
-    assert (done.exit_code, done.output) == (0, f"{old}: 5 cells in the present layout\n")
+    assert (done.exit_code, done.output) == (0, f"5 cells rewritten to {old / 'cells.jsonl'}\n")
     again = CliRunner().invoke(main, ["convert", str(old)])
     assert again.exit_code == 2
     assert "does not have the old layout" in again.stderr
