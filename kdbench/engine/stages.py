@@ -13,8 +13,9 @@ from kdbench.engine.stage_log import StageLog
 from kdbench.engine.store import Store, json_digest
 from kdbench.engine.tensors import load_tensors, load_weights, save_tensors, save_weights
 from kdbench.errors import KdbenchError
-from kdbench.evaluation.accuracy import evaluate_against, evaluate_student, evaluate_victim
 from kdbench.evaluation.adversarial import Robustness
+from kdbench.evaluation.evaluate import Evaluation, evaluate_against, evaluate_student, evaluate_victim
+from kdbench.evaluation.predictions import predict_labels
 from kdbench.game.data import Dataset, DataSubset, Images, Split, resized
 from kdbench.game.fields import build
 from kdbench.game.methods import Attack, Context, Defense, EngineHooks, NewStudent, Recipe, no_surrogate
@@ -25,6 +26,7 @@ from kdbench.training.fused import FusedTraining
 
 WEIGHTS = "weights.safetensors"
 TENSORS = "tensors.safetensors"
+PREDICTIONS = "predictions.safetensors"
 SPLITS = ("train", "validation", "test")
 FEW = 256  # images enough to see that a network answers at all
 BLIND_MEAN, BLIND_STD = 0.5, 0.25  # what a thief without images assumes of pixels
@@ -123,7 +125,8 @@ def _steal(spec: Spec, workspace: Workspace) -> Numbers:
     attacker_data = _attacker_data(images.train, scenario, build(DataSubset, spec["subset"], "subset"), spec["seed"])
     factory = ModelFactory.of(spec, workspace, attacker_data, Role.STUDENT_WEIGHTS)
     ctx = replace(
-        _context(spec, workspace, attacker_data, factory, Role.ATTACK), surrogate=_surrogates(spec, workspace, attacker_data.shape)
+        _context(spec, workspace, attacker_data, factory, Role.ATTACK),
+        surrogate=_surrogates(spec, workspace, attacker_data.shape),
     )
     service, model = open_service(spec, workspace, images.train, Role.ATTACKED_SERVICE)
     oracle = Oracle(service, scenario, model, workspace.stage_log.meter)
@@ -139,16 +142,22 @@ def _score(spec: Spec, workspace: Workspace) -> Numbers:
     seed = spec["seed"]
     service, model = open_service(spec, workspace, images.train, Role.EVALUATED_SERVICE)
     if spec["student"] is None:
-        return evaluate_victim(model, service, images, robustness, seed)
+        return _kept(evaluate_victim(model, service, images, robustness, seed), workspace)
     student = ModelFactory.of(spec["student"], workspace, images.train, Role.STUDENT_WEIGHTS).load(
         workspace, spec["student"]["key"]
     )
-    numbers = evaluate_student(student, images, robustness, seed)
-    return (
-        numbers
-        if spec["victim"] is None
-        else {**numbers, **evaluate_against(student, service, images, robustness, seed)}
-    )
+    evaluation = evaluate_student(student, images, robustness, seed)
+    numbers = _kept(evaluation, workspace)
+    if spec["victim"] is None:
+        return numbers
+    served = predict_labels(service, images.test.x)
+    return {**numbers, **evaluate_against(evaluation, service, served, images, robustness, seed)}
+
+
+def _kept(evaluation: Evaluation, workspace: Workspace) -> Numbers:
+    """The metrics of an evaluation; its predictions go to a file of the stage."""
+    save_tensors(evaluation.predictions.to_tensors(), workspace.out / PREDICTIONS)
+    return evaluation.metrics
 
 
 STAGES: Mapping[str, Callable[[Spec, Workspace], Numbers]] = {
@@ -294,10 +303,13 @@ def _attacker_data(data: Split, scenario: Scenario, used: DataSubset, seed: int)
 
 def load_images(key: str, workspace: Workspace) -> Images:
     """The data set that the stage `key` decoded, on the device."""
-    tensors = load_tensors(workspace.store.path(key) / TENSORS)
-    classes = int(tensors["classes"])
-    splits = (Split(tensors[f"{name}.x"], tensors[f"{name}.y"], classes).to(workspace.device) for name in SPLITS)
-    return Images(*splits)
+    path = workspace.store.path(key) / TENSORS
+
+    def split(name: str) -> Split:
+        x, y, classes = load_tensors(path, f"{name}.x", f"{name}.y", "classes").values()
+        return Split(x, y, int(classes)).to(workspace.device)
+
+    return Images.lazy(split)
 
 
 def _surrogates(spec: Spec, workspace: Workspace, shape: tuple[int, int, int]) -> Callable[[str], Tensor]:

@@ -32,10 +32,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, metadata)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read tensors onto the CPU."""
+def load_tensors(path: Path, *names: str) -> dict[str, Tensor]:
+    """Read the tensors of these names onto the CPU; without names, all."""
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        return {name: file.get_tensor(name) for name in names or file.keys()}
 
 
 def shape_of(path: Path, name: str) -> tuple[int, ...]:
