@@ -1,4 +1,4 @@
-"""What a network's batch norms remember of the images it was trained on, held against what enters them."""
+"""The distance of what enters a network's batch norms from their running statistics."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d)  # exactly these: a subclass may comput
 
 
 class Features:
-    """A frozen `model` in eval mode; while open, sees how far what enters its batch norms is from what these remember.
+    """A frozen `model` in eval mode; while it is open, the distance of the batch norms' inputs from their statistics.
 
     While it is open, the model's plain batch norms compute their output and the moments of their input together.
     """
@@ -36,11 +36,15 @@ class Features:
         for hook in self._hooks:
             hook.remove()
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N,K) for images `x`, and R_feat: sum over layers of ||var - running var|| + ||mean - running mean||."""
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (N,K) for images `x`."""
         self._gaps = [x.new_zeros(())]
         z: Tensor = self.model(x)
-        return z, torch.stack(self._gaps).sum()
+        return z
+
+    def distance(self) -> Tensor:
+        """R_feat of the last images: sum over layers of ||var - running var|| + ||mean - running mean||."""
+        return torch.stack(self._gaps).sum()
 
     def _norm(self, layer: nn.Module, scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
         y, mean, var = Normed.apply(x, scale, shift)
@@ -71,14 +75,14 @@ class Normed(torch.autograd.Function):
 
     x may be bf16; what is (C,) is fp32 then.
 
-    By hand, for these are what an inversion costs beyond a forward and a backward pass: all their gradients are one
+    Written by hand, because this is what an inversion costs beyond a forward and a backward pass. All gradients are one
     pass over memory, where autograd takes several, and torch.var_mean is slow on a CPU.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.ndim) if d != 1]
-        # In bf16 squares are rounded, their sum is not: over so many the errors cancel.
+        # In bf16 squares are rounded but their sum is not: over so many values the errors cancel.
         mean = x.mean(dims, dtype=scale.dtype)
         var = x.square().mean(dims, dtype=scale.dtype) - mean.square()
         ctx.save_for_backward(x, mean, scale)

@@ -1,4 +1,4 @@
-"""Assistant chain as theft: Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020."""
+"""Assistant chain as an attack: Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,12 +14,13 @@ from .kd import distil
 class AssistantKD(Attack):
     """Distils the victim into an assistant, that one into the next, and the last one into the student; every hop is KD.
 
-    The labels that are mixed in at each hop dilute what a defense has planted in the answers. Only the first hop asks
-    the oracle (queries: as in KD); an assistant answers its pupil's augmented batches for nothing.
+    The labels that are mixed in at each hop dilute what a defense has put into the answers. Only the first hop asks the
+    oracle (queries: as in KD); an assistant's answers to augmented batches cost no queries.
     chain: registered networks from the victim's side to the student's, "" for the student's own; () is plain KD.
-    Defaults: those of KD, so that the hops are all that differs from it. Departures: the default
-    assistant has the student's size, where the paper's stand between the two; KL by "batchmean" (the official code divides
-    it by the number of classes), and temperature and alpha are not searched on test data.
+    Defaults: those of KD, so that only the hops differ from it.
+    Departures: the default assistant has the student's size, where the paper's assistants stand between teacher and
+    student. The KL is "batchmean" (the official code divides it by the number of classes). Temperature and alpha are not
+    searched on test data.
     """
 
     needs: ClassVar[Access] = Access.TOPK

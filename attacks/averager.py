@@ -13,16 +13,16 @@ from kdbench.api import UNKNOWN, Access, Attack, Context, Oracle, Positive, Shar
 
 @dataclass(frozen=True)
 class Averager(Attack):
-    """Washes out what is planted image by image: replaces each answer by its class's mean over the batch, then plays KD.
+    """Replaces each answer by the mean of its class over the batch, then runs KD: perturbations of single images cancel.
 
     average: what the mean is taken of. "logits" is the paper's; answers give them up to a constant a row, which cancels.
     "probabilities" averages after the temperature, as another repository does (there at T = 4). queries: as in KD.
     Defaults: the released ones.
-    Departures: alpha weighs the KL once, as KD does, where the release multiplies by it twice (its KL weighs 0.81, not
-    0.9); the recipe augments as it does for all, where the paper means to train without (the release cannot). Under
-    "logits", where an answer withholds what another one of its class reveals, it counts as the probability `floor`; what
-    all of them withhold stays withheld. Where labels are unknown, an image's class is the oracle's top answer, and the KL
-    alone is learnt, as in KD.
+    Departures: alpha weighs the KL once, as in KD, where the release multiplies by it twice (its KL weighs 0.81, not 0.9).
+    The recipe augments as for all attacks, where the paper means to train without (the release cannot). Under "logits", a
+    class that an answer withholds and another answer of its class reveals counts as the probability `floor`; a class that
+    all of them withhold stays withheld. Where labels are unknown, an image's class is the oracle's top answer, and the
+    loss is the KL alone, as in KD.
     """
 
     needs: ClassVar[Access] = Access.TOPK
@@ -48,7 +48,7 @@ class Averager(Attack):
         return student
 
     def averaged(self, log_p: Tensor, y: Tensor) -> Tensor:
-        """Answers (N,K), up to a constant a row, in which all of one class `y` (N,) say what they say on average."""
+        """Answers (N,K), up to a constant a row, each the mean of those of its class `y` (N,)."""
         if self.average == "probabilities":
             return self.temperature * mean_of_class(soften(log_p, self.temperature), y).log()
         revealed = log_p > -torch.inf
@@ -57,8 +57,8 @@ class Averager(Attack):
 
 
 def mean_of_class(values: Tensor, y: Tensor) -> Tensor:
-    """Rows (N,K) in which each of `values` (N,K) is replaced by the mean of those with the same label, `y` (N,)."""
-    # Not index_add: on a GPU it sums in another order each time.
+    """`values` (N,K) with each row replaced by the mean of the rows with the same label, `y` (N,)."""
+    # Not index_add: on a GPU its order of summation differs from run to run.
     member = F.one_hot(y, values.shape[1]).to(values)
     return (member.T @ values / member.sum(dim=0).clamp_min(1)[:, None])[y]
 

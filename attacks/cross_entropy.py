@@ -1,4 +1,4 @@
-"""Cross-entropy: the student that the thief could train alone, on the labels it owns. The first baseline."""
+"""Cross-entropy: the student that the attacker can train on its own labels. A no-query baseline."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from kdbench.api import Access, Attack, Context, KdbenchError, Oracle, fit
 
 @dataclass(frozen=True)
 class CrossEntropy(Attack):
-    """Trains the student on the thief's own labels; never asks."""
+    """Trains the student on the attacker's own labels; never asks."""
 
     needs: ClassVar[Access] = Access.NOTHING
 
@@ -22,7 +22,7 @@ class CrossEntropy(Attack):
 
 
 def own_labels(ctx: Context) -> Tensor:
-    """The labels (N,) of the thief's images; raises `KdbenchError` when it does not know them all."""
+    """The labels (N,) of the attacker's images; raises `KdbenchError` when it does not know them all."""
     if not ctx.data.labelled:
-        raise KdbenchError("there are no labels to train on: under this threat model the player owns images alone")
+        raise KdbenchError("there are no labels to train on: in this scenario the attacker has images alone")
     return ctx.data.y

@@ -19,33 +19,33 @@ from kdbench.api import (
     KdbenchError,
     Oracle,
     Positive,
-    autocast,
     draw_seed,
-    match_memory_format,
+    restore,
     seeded,
 )
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of the student's SGD
-DECAY, MILESTONES = 0.3, (0.1, 0.3, 0.5)  # both rates are multiplied by it, at these shares of the rounds
+DECAY, MILESTONES = 0.3, (0.1, 0.3, 0.5)  # both rates are multiplied by DECAY after these shares of the rounds
 
 
 @dataclass(frozen=True)
 class DFME(Attack):
-    """Asks about images that a generator makes where student and victim differ most; owns no data and sees no weights.
+    """Asks about images of a generator that is trained to make student and victim differ; has no data and no weights.
 
-    In a round the generator makes one step up, and the student `steps` steps down, the mean of |z - v| over a batch and
-    the classes: z are the student's logits, v the victim's as far as answers tell, log-probabilities less their mean;
-    below `floor` they count as it. The generator's gradient with respect to its images, before their tanh, is estimated
-    by forward differences of width `epsilon` along random unit `directions`; images reach the oracle after it, in [0,1].
-    Every probe is a question: a round costs batch (directions + 1 + steps), and there are as many rounds as `queries`
-    and the budget have room for. The student's last weights count.
+    In a round the generator makes one step up, and the student `steps` steps down, on the mean of |z - v| over a batch
+    and the classes. z are the student's logits, v the victim's as recovered from answers: log-probabilities less their
+    mean; below `floor` they count as it. The generator's gradient with respect to its images, before their tanh, is
+    estimated by forward differences of width `epsilon` along random unit `directions`. Images reach the oracle after the
+    tanh, in [0,1]. Every probe is a query: a round costs batch (directions + 1 + steps). There are as many rounds as
+    `queries` and the budget allow. The student's last weights count.
+
     Defaults: the official code's, for CIFAR-10: SGD at `lr`, Adam at `generator_lr`, both times 0.3 at 10, 30 and 50 %.
-    The thief's recipe is not used: its epochs are of a pool of images, and here there is none. Written down: rounds,
-    and the last batch's disagreement.
-    Departures: the official code clips no answer, and keeps the student that tests best, on test data; its rates fall
-    once in 50 rounds, ours in any, and it divides the estimate by the number of classes once more, which Adam undoes;
-    sides that 4 does not divide are rounded up at the generator's start. Student and victim are probed in fp32 only:
-    differences as small as these drown in bf16.
+    The attacker's recipe is not used: its epochs are of a fixed set of images, and here there is none. Written down:
+    rounds, and disagreement, the mean of |z - v| of the last batch.
+    Departures: the official code clips no answer, and keeps the student that is best on test data. Its rates fall
+    once in 50 rounds, ours in any; it divides the estimate by the number of classes once more, which Adam undoes. Sides
+    that 4 does not divide are rounded up at the generator's start. Student and victim are probed in fp32 only: so small
+    differences are lost in bf16.
     """
 
     needs: ClassVar[Access] = Access.PROBS
@@ -68,19 +68,21 @@ class DFME(Attack):
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         if ctx.precision != "fp32":
-            raise KdbenchError(f"dfme needs precision fp32, not {ctx.precision}: its differences drown in rounding.")
-        rounds = self.rounds(oracle.left)  # of the whole theft: a resumed one has not yet gone back to its count
-        generator_student_game, slot = GeneratorStudentGame(self, oracle, ctx), ctx.log.slot()
-        generator_student_game.resume(ctx.log.load(slot))
-        while (done := generator_student_game.rounds) < rounds:
-            generator_student_game.play(done / rounds)
-            ctx.log.progress(generator_student_game.rounds / rounds, f"round {generator_student_game.rounds}/{rounds}")
-            if ctx.log.due():
-                ctx.log.save(slot, generator_student_game.state())
-        ctx.log.images("generated", generator_student_game.images()[:64])
+            raise KdbenchError(
+                f"dfme needs precision fp32, not {ctx.precision}: its small differences are lost in rounding."
+            )
+        rounds = self.rounds(oracle.left)  # of the whole attack run: a resumed one has not yet restored the query count
+        game, checkpoint = GeneratorStudentGame(self, oracle, ctx), ctx.checkpoint("game")
+        game.resume(checkpoint.load())
+        while game.rounds < rounds:
+            game.round(game.rounds / rounds)
+            ctx.log.progress(game.rounds / rounds, f"round {game.rounds}/{rounds}")
+            if checkpoint.due():
+                checkpoint.save(game.state())
+        ctx.log.images("generated", game.images()[:64])
         ctx.log("rounds", rounds)
-        ctx.log("disagreement", float(generator_student_game.loss))
-        return generator_student_game.student.eval()
+        ctx.log("disagreement", float(game.loss))
+        return game.student.eval()
 
     def data_subset(self) -> DataSubset:
         return DataSubset(fraction=0.0)
@@ -102,12 +104,12 @@ class DFME(Attack):
 
 
 class GeneratorStudentGame:
-    """A student and a generator that play against each other."""
+    """A student and a generator with opposite objectives, trained in turn."""
 
     def __init__(self, attack: DFME, oracle: Oracle, ctx: Context) -> None:
         self.attack, self.ctx, self._oracle = attack, ctx, oracle
         self.student = ctx.new_student()
-        with seeded(draw_seed(ctx.generator)):  # what a layer starts from comes out of the global generator
+        with seeded(draw_seed(ctx.generator)):  # the initial weights of a layer come from the global generator
             self._generator = generator(attack.noise, attack.width, ctx.data.shape).to(ctx.device)
         weights, decay = self.student.parameters(), WEIGHT_DECAY
         self._sgd = torch.optim.SGD(weights, attack.lr, MOMENTUM, weight_decay=decay, fused=True)
@@ -115,24 +117,24 @@ class GeneratorStudentGame:
         self.rounds = 0
         self.loss = torch.zeros((), device=ctx.device)
 
-    def play(self, share: float) -> None:
-        """One round, `share` of all being over."""
+    def round(self, share: float) -> None:
+        """One round after `share` of all rounds."""
         factor = DECAY ** sum(share >= milestone for milestone in MILESTONES)
         self._sgd.param_groups[0]["lr"] = factor * self.attack.lr
         self._adam.param_groups[0]["lr"] = factor * self.attack.generator_lr
         with seeded(draw_seed(self.ctx.generator), self.ctx.device):  # dropout draws from the global generator
-            self._challenge()
+            self._train_generator()
             for _ in range(self.attack.steps):
-                self.loss = self._learn()
+                self.loss = self._train_student()
         self.rounds += 1
 
     def images(self) -> Tensor:
         """A batch of the generator's images (N,C,H,W) in [0,1]."""
         with torch.no_grad():
-            return pictured(self._generator(self._noise()))
+            return as_images(self._generator(self._noise()))
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed theft needs."""
+        """All that a resumed run needs."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         return {**state, "rounds": self.rounds, "loss": self.loss}
 
@@ -141,35 +143,31 @@ class GeneratorStudentGame:
         if state is None:
             return
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        match_memory_format(self._sgd)
-        match_memory_format(self._adam)
+            restore(part, state[name])
         self.rounds, self.loss = int(state["rounds"]), state["loss"].to(self.ctx.device)
 
     def _parts(self) -> dict[str, Any]:
         return {"student": self.student, "generator": self._generator, "sgd": self._sgd, "adam": self._adam}
 
-    def _challenge(self) -> None:
-        """The generator's step, towards images that student and victim see differently."""
+    def _train_generator(self) -> None:
+        """The generator's step, towards images on which student and victim differ."""
         self.student.eval()
         u = self._generator(self._noise())
         gradient = slope(
             self._disagreement, u.detach(), self.attack.directions, self.attack.epsilon, self.ctx.generator
         )
-        if not bool(gradient.isfinite().all()):  # else the generator goes too, and the oracle refuses its images
+        if not bool(gradient.isfinite().all()):  # else the generator diverges too, and the oracle refuses its images
             raise KdbenchError(f"the extraction diverged in round {self.rounds}, at learning rate {self.attack.lr}")
         self._adam.zero_grad()
         u.backward(-gradient / len(u))
         self._adam.step()
         self.student.train()
 
-    def _learn(self) -> Tensor:
+    def _train_student(self) -> Tensor:
         """A step of the student, and the mean disagreement before it."""
         x = self.images()
         target = self.attack.recovered(self._oracle(x))
-        with autocast(self.ctx):
-            z = self.student(x)
-        loss = F.l1_loss(z.float(), target)
+        loss = F.l1_loss(self.student(x), target)
         self._sgd.zero_grad()
         loss.backward()
         self._sgd.step()
@@ -177,7 +175,7 @@ class GeneratorStudentGame:
 
     def _disagreement(self, u: Tensor) -> Tensor:
         """The mean of |z - v| over the classes (N,) for images (N,C,H,W) before their tanh."""
-        x = pictured(u)
+        x = as_images(u)
         with torch.no_grad():
             z = self.student(x)
         gap: Tensor = z - self.attack.recovered(self._oracle(x))
@@ -188,8 +186,8 @@ class GeneratorStudentGame:
         return torch.randn(size, generator=draw, device=self.ctx.device)
 
 
-def pictured(u: Tensor) -> Tensor:
-    """What a generator makes, any numbers, as images in [0,1]."""
+def as_images(u: Tensor) -> Tensor:
+    """The outputs of a generator, any numbers, as images in [0,1]."""
     return 0.5 + 0.5 * u.tanh()
 
 
@@ -211,12 +209,12 @@ def slope(
 def generator(noise: int, width: int, shape: tuple[int, int, int]) -> nn.Sequential:
     """(N,noise) -> images (N,C,H,W) of `shape` before their tanh: doubled twice from a quarter of each side, rounded up."""
     channels, *sides = shape
-    start, half_width = ([-(-side // part) for side in sides] for part in (4, 2))
+    quarter, half = ([-(-side // part) for side in sides] for part in (4, 2))
     return nn.Sequential(
-        nn.Linear(noise, 2 * width * math.prod(start)),
-        nn.Unflatten(1, (2 * width, *start)),
+        nn.Linear(noise, 2 * width * math.prod(quarter)),
+        nn.Unflatten(1, (2 * width, *quarter)),
         nn.BatchNorm2d(2 * width),
-        nn.Upsample(size=tuple(half_width)),
+        nn.Upsample(size=tuple(half)),
         *convolved(2 * width, 2 * width),
         nn.Upsample(size=tuple(sides)),
         *convolved(2 * width, width),

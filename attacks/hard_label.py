@@ -1,4 +1,4 @@
-"""Hard-label theft: the "top1" attacker of Tang et al., "ModelGuard", USENIX Security 2024. The mandatory baseline of theft."""
+"""Hard labels: the "top1" attacker of Tang et al., "ModelGuard", USENIX Security 2024."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,12 +11,13 @@ from kdbench.api import Access, Attack, Context, Oracle, fit
 
 @dataclass(frozen=True)
 class HardLabel(Attack):
-    """Trains the student on the victim's top-1 answers, as if they were the labels; true labels are never looked at.
+    """Trains the student on the victim's top-1 answers as if they were the labels; true labels are not used.
 
-    It is blind to every defense that leaves the top answer in place. queries: as in KD.
+    A defense that keeps the label has no effect on it. queries: as in KD.
     """
 
     needs: ClassVar[Access] = Access.LABEL
+    labels_only: ClassVar[bool] = True
 
     queries: Literal["augmented", "once"] = "augmented"
 

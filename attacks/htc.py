@@ -12,13 +12,13 @@ from kdbench.api import Access, Attack, Context, NonNegative, Oracle, Positive, 
 
 @dataclass(frozen=True)
 class HTC(Attack):
-    """Flattens planted peaks: the student, at temperature 1, learns answers softened at a very high one, and the labels.
+    """Trains the student, at temperature 1, on answers softened at a very high temperature, and on the labels.
 
-    alpha m KL(softmax(z_t / T) || softmax(z_s)) + (1 - alpha) CE(z_s, y), with no T^2: a target so flat that it smooths
-    labels, with a faint ranking of the classes left. multiplier is m. queries: as in KD.
+    alpha m KL(softmax(z_t / T) || softmax(z_s)) + (1 - alpha) CE(z_s, y), with no T^2. So flat a target has no peaks of
+    wrong classes left: it smooths labels, with a faint ranking of the classes. multiplier is m. queries: as in KD.
     The official code is not public: formula and defaults are those of an unofficial one for CIFAR-10 (T = 70 for
-    CIFAR-100). Without labels the KL alone, unweighted, as in KD. A withheld class stays at 0 at any temperature, so that
-    of truncated answers it learns little more than which classes were revealed.
+    CIFAR-100). Without labels the loss is the KL alone, unweighted, as in KD. A withheld class stays at 0 at any
+    temperature: truncated answers tell it little more than which classes were revealed.
     """
 
     needs: ClassVar[Access] = Access.TOPK

@@ -1,4 +1,4 @@
-"""Standard knowledge distillation as theft: Hinton et al. 2015, as played by the Nasty Teacher's repository (ICLR 2021)."""
+"""Standard knowledge distillation as an attack: Hinton et al. 2015, as in the Nasty Teacher's repository (ICLR 2021)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -30,7 +30,7 @@ class KD(Attack):
 
 
 def distil(student: nn.Module, teacher: QueryFunction, ctx: Context, T: float, alpha: float, queries: str) -> None:
-    """Train `student` on what `teacher` (an oracle, or anything that answers with logits) says of the thief's images."""
+    """Train `student` on what `teacher` (an oracle, or anything that answers with logits) says of the attacker's images."""
     answers = teacher(ctx.data.x) if queries == "once" else teacher
     fit(student, kd_loss(T, alpha, ctx.data.labelled), ctx.data.x, (answers, ctx.data.y), ctx)
 

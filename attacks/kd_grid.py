@@ -1,4 +1,4 @@
-"""KD at its best: the thief of the Nasty Teacher's repository (ICLR 2021), which looks for the temperature and alpha."""
+"""KD over a grid: the attacker of the Nasty Teacher's repository (ICLR 2021), which searches temperature and alpha."""
 
 import copy
 from dataclasses import dataclass
@@ -28,18 +28,17 @@ from .kd import kd_loss
 
 @dataclass(frozen=True)
 class KDGrid(Attack):
-    """Plays KD at every point of a grid, keeps the one that does best on images held out, and plays it on all of them.
+    """Runs KD at every point of a grid, chooses the best point on held-out images, and runs KD there on all images.
 
-    The papers' results turn with T: a defense is as strong as against the thief who knows that. Of each class of its
-    own images, a share `held_out` is kept from the candidates, which start from equal weights. The winner (of equals the
-    earlier in the grid; by default KD's own settings come first) is trained anew on all images, as long as KD's student,
-    so that holding out costs the thief nothing in the end; a grid of one point is KD, bit for bit. Written down:
-    chosen_temperature, chosen_alpha, and validation_T..._alpha...: each candidate's accuracy on what was held out, 0 if it
-    diverged.
-    Without labels: there is no alpha (as in KD), what is held out is drawn from all images alike, and a candidate's score
-    is how often it agrees with the oracle's top answer.
-    queries: "once" asks about each image once, for the whole grid; "augmented" asks about every augmented batch of every
-    candidate and of the winner, and without labels about what is held out.
+    The papers' results depend strongly on T, so a defense must hold against an attacker that searches it. Of each class of
+    the attacker's images, a share `held_out` is kept from the candidates, which start from equal weights. The best point
+    (of equals the earlier in the grid; by default KD's own settings come first) is trained anew on all images, as long as
+    KD's student. So holding out costs nothing in the end, and a grid of one point is KD, bit for bit.
+    Without labels there is no alpha (as in KD), the held-out images are drawn from all images alike, and a candidate's
+    score is its fidelity: how often it gives the oracle's top answer.
+    queries: "once" asks about each image once, for the whole grid. "augmented" asks about every augmented batch of every
+    candidate and of the final student, and without labels about the held-out images. Written down: chosen_temperature,
+    chosen_alpha, and validation_T..._alpha..., each candidate's accuracy on the held-out images, 0 if it diverged.
     """
 
     needs: ClassVar[Access] = Access.TOPK
@@ -76,41 +75,41 @@ class KDGrid(Attack):
         chosen = hold_out(ctx.data.y, self.held_out, ctx.generator)
         if not chosen.any():
             raise KdbenchError("there is nothing to choose by: a class needs two images before one can be held out")
-        rest, judge = (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
-        truth = self._truth(ctx.data.take(judge), part_of(answers, judge))
+        rest, held_out = (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+        labels = self._labels(ctx.data.take(held_out), part_of(answers, held_out))
         scores = []
         for T, alpha in grid:
             candidate = copy.deepcopy(start)
             learnt = self._teach(candidate, T, alpha, ctx.data.take(rest), part_of(answers, rest), ctx)
-            said = predict_logits(candidate, ctx.data.x[judge]).argmax(dim=1)
-            scores.append(float((said == truth).float().mean()) if learnt else 0.0)
+            predicted = predict_logits(candidate, ctx.data.x[held_out]).argmax(dim=1)
+            scores.append(float((predicted == labels).float().mean()) if learnt else 0.0)
             ctx.log(f"validation_T{T:g}_alpha{alpha:g}", scores[-1])
         return grid[scores.index(max(scores))]
 
     def _teach(
         self, candidate: nn.Module, T: float, alpha: float, data: Split, answers: Tensor | QueryFunction, ctx: Context
     ) -> bool:
-        """Train `candidate` at one point of the grid; whether that came to an end."""
+        """Train `candidate` at one point of the grid; False where that diverged."""
         try:
             fit(candidate, kd_loss(T, alpha, data.labelled), data.x, (answers, data.y), ctx)
         except Diverged:
             return False
         return True
 
-    def _truth(self, judge: Split, answers: Tensor | QueryFunction) -> Tensor:
-        """What candidates have to say of the images held out."""
-        if judge.labelled:
-            return judge.y
-        return (answers if isinstance(answers, Tensor) else answers(judge.x)).argmax(dim=1)
+    def _labels(self, held_out: Split, answers: Tensor | QueryFunction) -> Tensor:
+        """The labels (N,) by which candidates are scored: the true ones, or the oracle's where these are unknown."""
+        if held_out.labelled:
+            return held_out.y
+        return (answers if isinstance(answers, Tensor) else answers(held_out.x)).argmax(dim=1)
 
 
 def part_of(answers: Tensor | QueryFunction, index: Tensor) -> Tensor | QueryFunction:
-    """The answers (N,K) at `index` (M,); who is asked on the spot is the same for every part."""
+    """The answers (N,K) at `index` (M,); a query function serves every part."""
     return answers[index] if isinstance(answers, Tensor) else answers
 
 
 def hold_out(y: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Which of the images with labels `y` (N,) are held out, drawn: a `share` of each label's, at least one and not all."""
+    """A mask (N,) of the images to hold out, drawn: a `share` of those of each label in `y` (N,), at least one, not all."""
     chosen = torch.zeros_like(y, dtype=torch.bool)
     for label in y.unique():
         members = (y == label).nonzero().flatten()

@@ -13,9 +13,10 @@ from .cross_entropy import own_labels
 
 @dataclass(frozen=True)
 class LabelSmoothing(Attack):
-    """Trains the student on the thief's own labels, each sharing `smoothing` of its mass among all classes; never asks.
+    """Trains the student on the attacker's own labels, with label smoothing; never asks.
 
-    A victim from which no thief learns more than this may be called undistillable (the criterion of Markov KD, ECCV 2024).
+    The target is (1 - smoothing) onehot(y) + smoothing / K. A victim from which no attack learns more than this may be
+    called undistillable (the criterion of Markov KD, ECCV 2024).
     """
 
     needs: ClassVar[Access] = Access.NOTHING

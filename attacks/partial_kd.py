@@ -9,10 +9,10 @@ from .kd import KD
 
 @dataclass(frozen=True)
 class PartialKD(KD):
-    """Plays KD with a class-balanced `fraction` of the thief's images, drawn with `subset_seed`.
+    """Runs KD with a class-balanced `fraction` of the attacker's images, drawn with `subset_seed`.
 
-    The paper goes from 10 to 90 %. Departure: its loader draws without regard to classes. Balanced it is also for a thief
-    who was granted no labels.
+    The paper goes from 10 to 90 %. Departure: its loader draws without regard to classes. Here the subset is balanced, also
+    for an attacker without labels.
     """
 
     fraction: Fraction = 0.1

@@ -32,19 +32,19 @@ from .kd import distil
 
 @dataclass(frozen=True)
 class SCM(Attack):
-    """Makes models that each know the labels and contradict their predecessor, and distils their mean, peaks averaged out.
+    """Trains models that each know the labels and contradict their predecessor, and distils the mean of their answers.
 
-    Each model: min CE(z, y) - omega tau^2 KL(softmax(z / tau) || softmax(z_before / tau)), what the Nasty Teacher does
-    to its adversary; before the first comes the victim. Student: KD from q = the mean of the models' softmax(z / T).
-    models: registered networks in order, "" for the student's own. Only the first asks the oracle (queries: as in KD);
-    the models answer for nothing.
-    The official code is not public and the paper's text was not at hand: this is its idea as the abstract has it. tau,
-    omega, T and alpha are an unofficial re-implementation's, for CIFAR-10; that one contradicts once, and distils from
-    there in a chain. The number of models is our choice, and so is that the victim is not in the mean, and that what is
-    averaged are softened probabilities.
+    Each model: min CE(z, y) - omega tau^2 KL(softmax(z / tau) || softmax(z_before / tau)), the Nasty Teacher's loss; the
+    first model's predecessor is the victim. Wrong peaks average out: the student runs KD from q, the mean of the models'
+    softmax(z / T). models: registered networks in order, "" for the student's own. Only the first asks the oracle
+    (queries: as in KD); the models' answers cost no queries.
+    The official code is not public and the paper's text was not available: this follows its abstract. tau, omega, T and
+    alpha are those of an unofficial re-implementation for CIFAR-10, which contradicts once and distils from there in a
+    chain. Our choices: the number of models, that the victim is not in the mean, and that softened probabilities are
+    averaged.
     Departures: a probability below `floor` counts as `floor` in a predecessor's answers (they may withhold classes), which
-    also bounds the KL; where labels are unknown, a predecessor's top answer is the label, and the student learns by the
-    KL alone.
+    also bounds the KL. Where labels are unknown, a predecessor's top answer is the label, and the student's loss is the KL
+    alone.
     """
 
     needs: ClassVar[Access] = Access.TOPK
@@ -82,14 +82,14 @@ class SCM(Attack):
         return asks
 
     def contrast(self, z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-        """What a model minimises, for logits `z` (N,K) and (its predecessor's answers (N,K), labels (N,))."""
+        """A model's loss, for logits `z` (N,K) and (its predecessor's answers (N,K), labels (N,))."""
         before, y = target
         log_q = before.log_softmax(dim=1).clamp_min(math.log(self.floor))
         contradiction = self.tau**2 * kl(soften(z, self.tau), (log_q / self.tau).log_softmax(dim=1))
         return F.cross_entropy(z, classes_of(before, y)) - self.omega * contradiction
 
     def ensemble(self, asks: Sequence[QueryFunction]) -> QueryFunction:
-        """All of `asks` as one: what it answers (N,K), softened at T, is the mean of what they do."""
+        """All of `asks` as one: its answers (N,K), softened at T, are the mean of theirs."""
 
         def ask(x: Tensor) -> Tensor:
             q = torch.stack([soften(one(x), self.temperature) for one in asks]).mean(dim=0)

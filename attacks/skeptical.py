@@ -34,21 +34,21 @@ from .averager import classes_of
 
 @dataclass(frozen=True)
 class Skeptical(Attack):
-    """Lets the victim teach a shallow part of the student alone; the deep part learns labels, and teaches the next head.
+    """Distils the victim into a shallow head of the student alone; the deep part learns labels and teaches the next head.
 
-    Of a network whose maps shrink in stages, h_0 are its own logits, h_1 those of an auxiliary classifier after the last
-    stage but one, h_2 one stage earlier; loc says which of them listens to the victim:
+    Of a network whose feature maps shrink in stages, h_0 are its own logits. h_1 are those of an auxiliary classifier after
+    the last stage but one, h_2 one stage earlier. loc says which of them learns from the victim:
     alpha T^2 KL(softmax(z_t / T) || softmax(h_loc / T)) + (1 - alpha) CE(h_loc)
     + s KL(softmax(h_0 / T) || softmax(h_1 / T)) + (1 - s) CE(h_1) + CE(h_0), s = self_distillation,
-    the second KL without T^2 and with a gradient for both. During the share `delay` of the training CE(h_0) alone: 0.12
-    are about the 21 of 180 epochs that the averager's authors ran. Only the student is handed over. alpha and T: the
-    official CIFAR-10 values; loc: that of the CIFAR-100 runs (unofficial CIFAR-10 files have 3). queries: as in KD,
-    from the first epoch on.
-    Departures: the official code has networks of its own, for ResNets and MobileNetV2; here any student is looked into,
-    the stages are where its maps keep their size, and a network with too few of them listens at its earliest. A head is
-    an attention mask, a separable convolution of stride 2 to the width of each later stage, a global average (4x4 there)
-    and a linear layer, the order of its layers being ours. During the delay weight decay touches heads too. Where labels
-    are unknown, the oracle's top answer is the label.
+    the second KL without T^2 and with a gradient for both. During the first share `delay` of the training the loss is
+    CE(h_0) alone: 0.12 is about the 21 of 180 epochs that the averager's authors ran. Only the student is returned. alpha
+    and T: the official CIFAR-10 values; loc: that of the CIFAR-100 runs (unofficial CIFAR-10 files have 3). queries: as in
+    KD, from the first epoch on.
+    Departures: the official code has networks of its own, for ResNets and MobileNetV2. Here any student is instrumented;
+    a stage is where its maps keep their size, and a network with too few stages uses its earliest. A head is an attention
+    mask, a separable convolution of stride 2 to the width of each later stage, a global average (4x4 there) and a linear
+    layer; the order of its layers is ours. During the delay weight decay acts on heads too. Where labels are unknown, the
+    oracle's top answer is the label.
     """
 
     needs: ClassVar[Access] = Access.TOPK
@@ -64,7 +64,7 @@ class Skeptical(Attack):
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         student = ctx.new_student()
         answers = oracle(ctx.data.x) if self.queries == "once" else oracle
-        with seeded(draw_seed(ctx.generator)):  # what a layer starts from comes out of the global generator
+        with seeded(draw_seed(ctx.generator)):  # the initial weights of a layer come from the global generator
             learner = Skeptic(student, self.loc, ctx)
         with learner as skeptic:
             loss = self._delayed(skeptic, self.delay * ctx.recipe.epochs * len(ctx.data))
@@ -73,26 +73,26 @@ class Skeptical(Attack):
 
     def loss(self, h: Tensor, log_p: Tensor, y: Tensor) -> Tensor:
         """The loss above for logits `h` (N,H,K), h_0 first, h_1 second, h_loc last, answers (N,K) and labels (N,)."""
-        own, pupil, listener = h[:, 0], h[:, 1], h[:, -1]
-        lesson = kl(soften(own, self.temperature), (pupil / self.temperature).log_softmax(dim=1))
-        taught = self.self_distillation * lesson + (1 - self.self_distillation) * F.cross_entropy(pupil, y)
-        return kd(listener, log_p, y, self.temperature, self.alpha) + taught + F.cross_entropy(own, y)
+        h_0, h_1, h_loc = h[:, 0], h[:, 1], h[:, -1]
+        distilled = kl(soften(h_0, self.temperature), (h_1 / self.temperature).log_softmax(dim=1))
+        deep = self.self_distillation * distilled + (1 - self.self_distillation) * F.cross_entropy(h_1, y)
+        return kd(h_loc, log_p, y, self.temperature, self.alpha) + deep + F.cross_entropy(h_0, y)
 
     def _delayed(self, skeptic: "Skeptic", images: float) -> Loss:
-        """The loss, of which there is h_0's cross-entropy alone until so many `images` have been seen."""
+        """The loss; it is h_0's cross-entropy alone until so many `images` have been seen."""
 
         def loss(h: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
             log_p, y = target[0], classes_of(*target)
             early = int(skeptic.seen) < images
             skeptic.seen += len(y)
-            # The heads get a gradient of 0 and not none: fused optimisers take no weights that join later.
+            # The heads get a gradient of 0, not None: fused optimisers accept no weights that join later.
             return F.cross_entropy(h[:, 0], y) if early else self.loss(h, log_p, y)
 
         return loss
 
 
 class Skeptic(nn.Module):
-    """A student with auxiliary classifiers on its maps: images -> logits (N,H,K), its own first. Open while it learns."""
+    """A student with auxiliary classifiers on its maps: images -> logits (N,H,K), its own first. Hooked while it is open."""
 
     seen: Tensor
 
@@ -100,12 +100,14 @@ class Skeptic(nn.Module):
         super().__init__()
         ends = stages(student, torch.zeros(2, *ctx.data.shape, device=ctx.device))
         if len(ends) < 2:
-            raise KdbenchError("a skeptical student needs a network whose maps shrink on the way; its own do not")
+            raise KdbenchError(
+                "a skeptical student needs a network whose feature maps shrink in stages; this one has fewer than two"
+            )
         last = len(ends) - 1
         places = dict.fromkeys((last - 1, max(0, last - loc)))  # of h_1 and h_loc, which may be one
         heads = [classifier([end.channels for end in ends[place:]], ctx.data.classes) for place in places]
         self.student, self.heads = student, nn.ModuleList(heads).to(ctx.device)
-        # With the weights, so that a resumed training knows it; on the CPU, so that nobody waits for a GPU to read it.
+        # With the weights, so that a resumed training has it; on the CPU, so that reading it does not wait for a GPU.
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self._taps = [ends[place].name for place in places]
         self._maps: dict[nn.Module, Tensor] = {}
@@ -141,10 +143,10 @@ class Stage:
 
 
 def stages(network: nn.Module, x: Tensor) -> list[Stage]:
-    """The stages of `network`, in which its maps keep their size, in order; x: images (N,C,H,W), whatever they show.
+    """The stages of `network`, in which its maps keep their size, in order; x: any images (N,C,H,W).
 
-    They are looked for among the children of one module, that which sees the most sizes; of equals the outermost. What
-    has no weights, such as a global average, is no stage.
+    They are searched among the children of one module, the one with the most sizes; of equals the outermost. A layer
+    without weights, such as a global average, is no stage.
     """
     given = _maps_of(network, x)
     parents = sorted({name.rpartition(".")[0] for name, _ in given}, key=len)
@@ -156,7 +158,7 @@ def stages(network: nn.Module, x: Tensor) -> list[Stage]:
 
 
 def _maps_of(network: nn.Module, x: Tensor) -> list[tuple[str, torch.Size]]:
-    """The layers of `network` that give maps, by name, in the order in which they do, and the maps' shapes (N,C,H,W)."""
+    """The layers of `network` that output maps, by name, in the order of their calls, and the shapes (N,C,H,W)."""
     given: list[tuple[str, torch.Size]] = []
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:

@@ -18,7 +18,7 @@ from kdbench.api import (
     QueryFunction,
     Share,
     fit,
-    folded,
+    frozen_copy,
     keep_top,
     kl,
     predict_logits,
@@ -28,23 +28,23 @@ from kdbench.api import (
 
 @dataclass(frozen=True)
 class AdversarialSparse(Defense):
-    """Trains a twin to answer a clean image as it answers an adversarial one: sparsely, and with a misleading class.
+    """Trains a hardened model that answers a clean image as an adversarial one: sparsely, with a misleading class.
 
-    min alpha T^2 D(p, q) + (1 - alpha) CE(z, y), p = softmax(z / T) on the clean batch, q = softmax(top k of z' / T)
-    on an adversarial batch, from the twin as it now is, in eval mode and held constant. The adversarial images are
-    made once, by PGD (untargeted, L-inf, no random start) on the victim and the images without augmentation; the twin
-    starts from fresh weights. Defaults: the official CIFAR-10 values.
+    min alpha T^2 D(p, q) + (1 - alpha) CE(z, y), where p = softmax(z / T) on the clean batch and q = softmax(top k of
+    z' / T) on an adversarial batch. q comes from the model in training, in eval mode and held constant. The adversarial
+    images are made once, by PGD (untargeted, L-inf, no random start) on the victim and the images without augmentation.
+    The model starts from fresh weights. Defaults: the official CIFAR-10 values.
 
     divergence: "exponential" is D = mean sum exp(q) (q - p), what the released code computes; that it is the paper's
     Exponential Predictive Divergence is our inference. "kl" is KL(q || p), our reading of the paper's first version.
     pairing: "paired" takes q from the adversarial version of the same image, "random" from an unrelated image.
-    space: where eps, step and the clamp to [0,1] apply: "pixel", or "normalised", that is (x - mean) / std by channel,
-    where the clamp cuts off all below the mean and all above one deviation from it.
-    Departure: the release pairs nothing and clamps normalised images; the defaults follow the abstract's idea and
-    attack pixels, with the release's eps and step as they stand, a radius about four times as wide as in its
-    normalised images (there 0.3 is some 0.07 of the range of a pixel). As released: pairing = "random", space =
-    "normalised", divergence = "exponential"; but its unrelated images come in stored order, here they are drawn, and
-    its mean and std are constants, here the owner's images'.
+    space: where eps, step and the clamp to [0,1] apply: "pixel", or "normalised", that is (x - mean) / std by channel.
+    There the clamp cuts off all below the mean and all above one deviation from it.
+    Departures: the release pairs nothing and clamps normalised images. The defaults here follow the abstract and attack
+    pixels, with the release's eps and step. That radius is about four times as wide as in its normalised images (there
+    0.3 is some 0.07 of the range of a pixel). As released: pairing = "random", space = "normalised", divergence =
+    "exponential". But the release's unrelated images come in stored order, here they are drawn; its mean and std are
+    constants, here those of the owner's images.
     """
 
     alpha: Share = 0.05
@@ -58,25 +58,25 @@ class AdversarialSparse(Defense):
     iterations: Count = 40
 
     def harden(self, victim: nn.Module, ctx: Context) -> nn.Module:
-        adversarial = self.perturb(victim, ctx)
+        adversarial = self.adversarial_images(victim, ctx)
         hardened = ctx.new_student()
         fit(hardened, self._loss(hardened), ctx.data.x, (self.pair(adversarial, ctx), ctx.data.y), ctx)
         return hardened
 
-    def perturb(self, victim: nn.Module, ctx: Context) -> Tensor:
+    def adversarial_images(self, victim: nn.Module, ctx: Context) -> Tensor:
         """Adversarial versions (N,C,H,W) in [0,1] of the owner's images, for `victim` in eval mode."""
-        from torchattacks import PGD  # more than a second, needed nowhere else
+        from torchattacks import PGD  # importing it takes more than a second
 
         x, y, batch = ctx.data.x, ctx.data.y, ctx.recipe.batch
         mean, std = self._units(x)
-        target = _Shifted(folded(victim, x), mean, std).eval()
+        target = _Shifted(frozen_copy(victim, ctx), mean, std).eval()
         pgd = PGD(target, eps=self.eps, alpha=self.step, steps=self.iterations, random_start=False)
         # Not pgd(...): that refuses images outside [0,1], as normalised ones are before the clamp.
         batches = zip(torch.split((x - mean) / std, batch), torch.split(y, batch), strict=True)
         return (torch.cat([pgd.forward(*part) for part in batches]) * std + mean).clamp(0, 1)
 
     def pair(self, adversarial: Tensor, ctx: Context) -> Tensor | QueryFunction:
-        """Which of the adversarial images (N,C,H,W) go with a batch: the batch's own, or as many drawn from all."""
+        """The adversarial images (N,C,H,W) that a batch is paired with: its own, or as many drawn from all."""
         if self.pairing == "paired":
             return adversarial
         random = ctx.generator
@@ -110,15 +110,15 @@ class AdversarialSparse(Defense):
         return loss
 
     def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Zero and one of the attacked space in pixels, by channel (1,C,1,1)."""
+        """The origin and the unit of the attacked space in pixels, by channel (1,C,1,1)."""
         std, mean = torch.std_mean(x, dim=(0, 2, 3), correction=0, keepdim=True)
         if self.space == "pixel":
             return torch.zeros_like(mean), torch.ones_like(std)
-        return mean, std.clamp_min(1 / 255)  # a channel that is the same everywhere still has a unit
+        return mean, std.clamp_min(1 / 255)  # a constant channel still has a unit
 
 
 class _Shifted(nn.Module):
-    """A model of pixels, asked in other units: x -> model(x std + mean)."""
+    """A model of pixels whose input is given in other units: x -> model(x std + mean)."""
 
     def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()

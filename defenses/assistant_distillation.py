@@ -12,13 +12,14 @@ from kdbench.api import Context, Count, Defense, Positive, fit, predict_logits, 
 
 @dataclass(frozen=True)
 class AssistantDistillation(Defense):
-    """Trains a teacher on the labels at temperature T, then `steps` twins in a chain, each on its elder's soft answers.
+    """Trains a teacher on the labels at temperature T, then `steps` networks in a chain, each on its teacher's answers.
 
-    Teacher: min CE(z / T, y). Each twin: min CE(z / T, softmax(z_elder / T)), with neither labels nor a factor T^2;
-    the answers are taken once, on the images without augmentation. All have the victim's architecture and start from
-    the same weights, those of one epoch on the labels at T = 1. The last twin is deployed, at T = 1. The victim itself
-    teaches nobody. steps = 1 is plain defensive distillation, 2 has one assistant (default), 6 is the code's longest.
-    A defense against evasion, not against theft. T = 20 is our choice: the paper's list was not found.
+    Teacher: min CE(z / T, y). Each student: min CE(z / T, softmax(z_teacher / T)), with neither labels nor a factor T^2;
+    answers are taken once, on the images without augmentation. All have the victim's architecture and start from the same
+    weights, those of one epoch on the labels at T = 1. The last network is deployed, at T = 1. The victim itself is not
+    used. steps = 1 is plain defensive distillation, 2 has one assistant (default), 6 is the code's longest chain.
+    It is a defense against adversarial examples, not against model stealing. T = 20 is our choice: the paper's list was
+    not found.
     """
 
     temperature: Positive = 20.0

@@ -12,14 +12,14 @@ from kdbench.api import Context, Defense, NonNegative, Positive, fit, predict_lo
 
 @dataclass(frozen=True)
 class CMIM(Defense):
-    """Trains a twin of the victim to answer all images of a class alike, at every temperature.
+    """Trains a hardened model that answers all images of a class alike, at every temperature.
 
-    min CE(z, y) + weight sum_T I(X; Y'_T | Y), where Y'_T has the distribution softmax(z / T): the mean divergence
-    KL(p || q_y) of answers p from the mean answer q_y to their class. The twin starts from fresh weights.
-    The paper's text and training code were out of reach; this follows its abstract. Our choices: the weight; a sum over
-    a few temperatures for its whole spectrum, plain nats at each; and q_y from the batch at hand, with gradient. A batch
-    of n images of a class sees (n - 1) / n of their spread, so theirs counts n / (n - 1) times, and a single image of
-    its class nothing: with many classes, take large batches.
+    min CE(z, y) + weight sum_T I(X; Y'_T | Y), where Y'_T has the distribution softmax(z / T). The information is the mean
+    divergence KL(p || q_y) of answers p from the mean answer q_y to their class. The model starts from fresh weights.
+    Departures: the paper's text and training code were not available; this follows its abstract. Our choices are the
+    weight, a sum over a few temperatures for its whole spectrum, in nats at each, and q_y from the batch, with gradient.
+    A batch of n images of a class shows (n - 1) / n of their spread, so it counts n / (n - 1) times. A single image of its
+    class counts nothing: with many classes, use large batches. Written down: information, on the owner's images.
     """
 
     weight: NonNegative = 1.0
@@ -39,13 +39,13 @@ class CMIM(Defense):
 
 
 def information(z: Tensor, y: Tensor) -> Tensor:
-    """I(X; Y' | Y) in nats from logits `z` (N,K) and labels (N,): a mean over the images, those alone in their class as 0.
+    """I(X; Y' | Y) in nats from logits `z` (N,K) and labels (N,): mean over the images; one alone in its class counts 0.
 
-    Small classes do not make it small: up to the second order of their spread, its expectation is that of large ones.
+    Small classes do not make it small: its expectation equals that of large ones, up to the second order of the spread.
     """
     log_p, members = z.log_softmax(dim=1), F.one_hot(y, z.shape[1]).to(z.dtype)
     p, count = log_p.exp(), members.sum(dim=0)
     centre = (members.T @ p)[y] / count[y, None]
-    tiny = torch.finfo(z.dtype).tiny  # where no image of a class gives another class anything, neither has a logarithm
+    tiny = torch.finfo(z.dtype).tiny  # the logarithm of a class that no answer of the batch's class contains
     divergence = (p * (log_p - centre.clamp_min(tiny).log())).sum(dim=1)
     return (divergence * count[y] / (count[y] - 1).clamp_min(1)).mean()

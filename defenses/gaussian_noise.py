@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdbench.api import Context, Defense, NonNegative, Service, draw_seed, inference
+from kdbench.api import Context, Defense, NonNegative
 
 # Of splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014), as signed integers.
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -16,23 +16,18 @@ BITS = 23  # of a uniform number, such that it is neither 0 nor 1 in float32
 
 @dataclass(frozen=True)
 class GaussianNoise(Defense):
-    """Adds to each probability noise of deviation `sigma`, cuts off below 0, renormalises; the victim stays as it is.
+    """Adds normal noise of deviation `sigma` to each probability, cuts off below 0 and renormalises.
 
-    The noise is drawn once for an image: its bits and a secret of the service decide, so that asking again averages
-    nothing out; a thief who moves one pixel a little does get another draw. The label may change. A row of which
-    nothing is left is answered uniformly. The default is our choice.
+    The noise is drawn once for an image: its bits and a secret of the service decide it, so that asking again averages
+    nothing out. An attacker who changes one pixel a little does get another draw. The victim is deployed unchanged; the
+    label may change. A row of which nothing is left is answered uniformly. The default is our choice.
     """
 
     sigma: NonNegative = 0.1
 
-    def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask, secret = inference(model, ctx), draw_seed(ctx.generator)
-
-        def service(x: Tensor) -> Tensor:
-            p = ask(x).softmax(dim=1)
-            return renormalised(p + self.sigma * noise(x, p.shape[1], secret))
-
-        return service
+    def perturb(self, log_p: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        drawn = noise(x, log_p.shape[1], ctx.secret("noise"))
+        return renormalised(log_p.exp() + self.sigma * drawn)
 
 
 def renormalised(p: Tensor) -> Tensor:
@@ -45,8 +40,8 @@ def renormalised(p: Tensor) -> Tensor:
 def noise(x: Tensor, count: int, secret: int) -> Tensor:
     """Standard normal numbers (N,count) that depend on each image's own bits and on `secret` alone.
 
-    Not by a generator seeded for each image: an accelerator would wait for the host at every one. Here all are drawn at
-    once, in integers, which are exact in any order.
+    A generator seeded for each image would make an accelerator wait for the host at every one. Here all numbers are
+    drawn at once, from integers, which are exact in any order.
     """
     bits = (x.float() + 0.0).flatten(1).view(torch.int32).long()  # -0 and 0 are the same pixel
     weights = _mixed(secret + GOLDEN * torch.arange(1, bits.shape[1] + 1, device=x.device)) | 1
@@ -58,7 +53,7 @@ def noise(x: Tensor, count: int, secret: int) -> Tensor:
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """Integers of which every bit hangs on every bit of `z`: the finaliser of splitmix64, modulo 2^64."""
+    """Integers of which every bit depends on every bit of `z`: the finaliser of splitmix64, modulo 2^64."""
     z = (z ^ _shifted(z, 30)) * MIX_1
     z = (z ^ _shifted(z, 27)) * MIX_2
     return z ^ _shifted(z, 31)

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor
 
-from kdbench.api import Context, Defense, Service, inference, keep_top
+from kdbench.api import Context, Defense, keep_top
 
 
 @dataclass(frozen=True)
 class LabelOnly(Defense):
-    """Reveals the most likely class and withholds the others; the victim stays as it is.
+    """Reveals the most likely class and withholds the others; the victim is deployed unchanged.
 
     The answer is one-hot: log-probability 0 for the label (of equally likely classes the first), -inf for the rest.
-    What every other defense is to be measured against: a thief of soft answers is left with hard ones.
+    It is a reference for all other defenses: an attacker of soft answers is left with hard ones.
     """
 
-    def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask = inference(model, ctx)
-        return lambda x: keep_top(ask(x), 1)
+    def perturb(self, log_p: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        return keep_top(log_p, 1)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, NonNegative, Service, inference
+from kdbench.api import Context, Defense, NonNegative
 
-from ._ball import keep_argmax, room, truth
+from ._ball import clean_probabilities, float_safe, keep_argmax
 
 FEW = 10  # classes up to which all extreme points are tried
 TRIES = 1024  # extreme points tried above that
@@ -19,26 +19,30 @@ SHORT = 1e-12  # a gradient whose square is less has no direction
 
 @dataclass(frozen=True)
 class MAD(Defense):
-    """Moves each answer, as far as epsilon lets it, towards one that turns the gradient of whoever learns from it.
+    """Moves each answer within an L1 ball of radius epsilon so that the gradient of a student that learns from it turns.
 
-    max || G^T y' / |G^T y'| - G^T y / |G^T y| ||^2 such that |y' - y|_1 <= epsilon, where row k of G is the gradient of -log
-    p_k in the weights of the last layer of a surrogate thief: a fresh network that learns nothing, as the official code has
-    it (learning rate 0), but has seen the owner's images, so that batch norms know what to expect. y* is the best extreme
-    point of the simplex, and y' lies on the way from y to it, as far out as is allowed. With keep_argmax y* is the best among
-    the answers spread evenly over a set of classes, the label one of them: all such sets for up to 10 classes; above, sets
-    grown from the label, each time by the class that turns the most, until 1024 have been tried. Defaults: the budget that
-    ModelGuard's code plays, which keeps the label: when it may go, so large a budget is enough to move it from nearly every
-    answer.
+    max || G^T y' / |G^T y'| - G^T y / |G^T y| ||^2 such that |y' - y|_1 <= epsilon. Row k of G is the gradient of -log
+    p_k in the weights of the last layer of a surrogate student. The surrogate is a fresh network that learns nothing, as
+    in the official code (learning rate 0), but its batch norms have seen the owner's images. y* is the best extreme point
+    of the simplex; y' lies on the line from y to y*, as far out as is allowed.
 
-    A fresh network says nearly the same of all classes, and the even answer over all of them is where the gradient of
-    such a surrogate points elsewhere. So with keep_argmax answers are often no more than flattened, as in the code.
+    With keep_argmax, y* is the best answer that is spread evenly over a set of classes with the label among them. Up to 10
+    classes all such sets are tried. Above 10, sets are grown from the label, each time by the class that turns the
+    gradient most, until 1024 have been tried. Defaults: those of ModelGuard's code, which keeps the label. Without
+    keep_argmax so large an epsilon changes the label of nearly every answer.
 
-    What is computed: row k of G is (p - e_k) h^T for features h, so that these cancel in the angle, and it is that between
-    p - y' and p - y. It is the official one for all networks whose last layer is linear, or else that in their logits.
-    Departures: batch norms take their statistics from the owner's images, the official code's from its transfer set, which
-    only its thief has; y* always maximises the angle, where the code's own default is the plain distance |G^T (y* - y)| (its
-    flag objmax, which ModelGuard sets); the code leads the label by 1e-5 in y*, here by one step of float32 in y'; above 10
-    classes the label alone is tried too; what rounding may add to the distance is taken off epsilon (2e-6).
+    A fresh network gives nearly the same probability to all classes, and the gradient of such a surrogate turns most for
+    the even answer over all of them. So with keep_argmax answers are often only flattened, as in the code.
+
+    What is computed: row k of G is (p - e_k) h^T for features h. The features cancel in the angle, which is that between
+    p - y' and p - y. It is the official one for all networks whose last layer is linear; for others it is the angle in
+    their logits.
+
+    Departures: batch norms take their statistics from the owner's images; the official code's take them from its transfer
+    set, which here only the attacker has. y* always maximises the angle; the code's own default is the plain distance
+    |G^T (y* - y)| (its flag objmax, which ModelGuard sets). The code makes the label lead by 1e-5 in y*, here it leads by
+    one step of float32 in y'. Above 10 classes the label alone is tried too. What rounding may add to the distance is
+    taken off epsilon (2e-6).
     """
 
     epsilon: NonNegative = 1.0
@@ -47,18 +51,17 @@ class MAD(Defense):
     def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module:
         return settled(ctx.new_student(), ctx)
 
-    def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask, surrogate = inference(model, ctx), inference(ctx.auxiliary or self.auxiliary(model, ctx), ctx)
-        return lambda x: self.perturbed(ask(x), truth(surrogate(x)))
+    def perturb(self, log_p: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        return self.turned(log_p, clean_probabilities(ctx.auxiliary_logits(x)))
 
-    def perturbed(self, z: Tensor, guess: Tensor) -> Tensor:
-        """Log-probabilities of y' (N,K) from the victim's logits `z` and the surrogate's probabilities (N,K)."""
-        y, top = truth(z), z.argmax(dim=1, keepdim=True)
+    def turned(self, log_p: Tensor, guess: Tensor) -> Tensor:
+        """log y' (N,K) from the victim's log-probabilities and the surrogate's probabilities (N,K)."""
+        y, top = clean_probabilities(log_p), log_p.argmax(dim=1, keepdim=True)
         extreme = self.extreme(y, guess, top)
         distance = (extreme - y).abs().sum(dim=1, keepdim=True)
-        share = (room(self.epsilon) / distance.clamp_min(SHORT)).clamp_max(1)
-        log_p = ((1 - share) * y + share * extreme).log().to(z.dtype)
-        return keep_argmax(log_p, top) if self.keep_argmax else log_p
+        share = (float_safe(self.epsilon) / distance.clamp_min(SHORT)).clamp_max(1)
+        moved = ((1 - share) * y + share * extreme).log().to(log_p.dtype)
+        return keep_argmax(moved, top) if self.keep_argmax else moved
 
     def extreme(self, y: Tensor, guess: Tensor, top: Tensor) -> Tensor:
         """y* (N,K) for answers `y` (N,K) with labels `top` (N,1) and the surrogate's probabilities (N,K), in float64."""
@@ -70,9 +73,9 @@ class MAD(Defense):
 
 
 def settled(net: nn.Module, ctx: Context) -> nn.Module:
-    """`net`, its batch norms' running statistics those of the owner's images; nothing else of it moves.
+    """`net` with the running statistics of its batch norms taken from the owner's images; its weights do not change.
 
-    As built they are 0 and 1: a deep residual network then says the same class of everything, and is sure of it.
+    As built the statistics are 0 and 1: a deep residual network then gives every image the same class with certainty.
     """
     norms = [layer for layer in net.modules() if isinstance(layer, BATCH_NORMS)]
     net.eval()
@@ -88,7 +91,7 @@ def settled(net: nn.Module, ctx: Context) -> nn.Module:
 
 
 class Turn:
-    """Which way answers pull a surrogate that now says `guess` (N,K), beside the way that `y` (N,K) pulls it."""
+    """The angle between the gradients of answers y' and of `y` (N,K), for a surrogate whose probabilities are `guess`."""
 
     def __init__(self, y: Tensor, guess: Tensor) -> None:
         self.guess, self.pull = guess, F.normalize(guess - y, dim=1)
@@ -99,7 +102,7 @@ class Turn:
         """Cosine between p - y' and p - y, for y' spread evenly over `size` classes; `pull`, `guess`: sums over these."""
         square = self._square + (1 - 2 * guess) / size
         cosine = (self._along - pull / size) / square.clamp_min(SHORT).sqrt()
-        # Sums are rounded otherwise in other batches: what is a tie for one image shall be one in all of them.
+        # Sums round differently in other batches; a tie must be a tie for an image in any batch.
         return cosine.round(decimals=9)
 
 

@@ -10,13 +10,14 @@ from kdbench.api import Context, Defense, Diverged, NonNegative, Positive, fit, 
 
 @dataclass(frozen=True)
 class Nasty(Defense):
-    """Trains a twin of the victim to keep the labels and to contradict its soft answers (eq. 2).
+    """Trains a hardened model that keeps the victim's labels and contradicts its soft answers (eq. 2).
 
-    min CE(z, y) - omega tau^2 KL(softmax(z / tau) || softmax(z_A / tau)), where the adversary A is the victim itself,
-    frozen, and the twin starts from fresh weights, as the official code does. Defaults: its CIFAR-10 values.
-    Departure: the KL can grow as far as the adversary's logits are apart, and big twins are known to diverge; after a
+    min CE(z, y) - omega tau^2 KL(softmax(z / tau) || softmax(z_A / tau)). The adversary A is the victim itself, frozen;
+    the hardened model starts from fresh weights, as in the official code. Defaults: its CIFAR-10 values.
+    Departure: the KL can grow as far as the adversary's logits are apart, and big networks are known to diverge. After a
     divergence the training starts once more with gradients clipped to norm `clip`, or to the recipe's if that is less,
-    and writes down guarded = 1. clip = 0 switches this off.
+    and guarded = 1 is written down. clip = 0 switches this off. Written down: contradiction, the KL term on the owner's
+    images.
     """
 
     tau: Positive = 4.0
@@ -35,7 +36,7 @@ class Nasty(Defense):
     def _train(self, victim: nn.Module, ctx: Context) -> nn.Module:
         hardened = ctx.new_student()
         fit(hardened, self.loss, ctx.data.x, (inference(victim, ctx), ctx.data.y), ctx)
-        # An owner should see how nasty the twin became: after CIFAR-10, well under 9 is not nasty enough.
+        # An owner should see how nasty the hardened model became: after CIFAR-10, well under 9 is not nasty enough.
         ctx.log(
             "contradiction",
             float(self.contradiction(predict_logits(hardened, ctx.data.x), predict_logits(victim, ctx.data.x))),

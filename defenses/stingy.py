@@ -7,25 +7,31 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdbench.api import Context, Defense, Fraction, Service, inference, keep_top
+from kdbench.api import Context, Defense, Fraction, KdbenchError, Service, inference, keep_top
 
 
 @dataclass(frozen=True)
 class Stingy(Defense):
-    """Reveals the top `ratio` of the classes, renormalised, and nothing of the rest; the victim stays as it is.
+    """Reveals the most likely `ratio` of the classes, renormalised, and withholds the rest; the victim stays unchanged.
 
     Of K classes floor(ratio K), at least one, are revealed. hidden: "minus-infinity" withholds the others, as the
-    official code does; "zero" writes 0 into their logits, as the abstract words it: a weaker ablation, in which a
-    class whose logit was negative rises and may even win. Default: the CIFAR-10 value.
+    official code does; "zero" writes 0 into their logits, as the abstract says. This is a weaker ablation, in which a
+    class whose logit was negative rises and may become the label. Default: the CIFAR-10 value.
     """
 
     ratio: Fraction = 0.2
     hidden: Literal["minus-infinity", "zero"] = "minus-infinity"
 
+    def perturb(self, log_p: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        if self.hidden == "zero":
+            raise KdbenchError("stingy with hidden = 'zero' changes logits, which log-probabilities do not tell.")
+        return keep_top(log_p, self.revealed(log_p.shape[1]))
+
     def serve(self, model: nn.Module, ctx: Context) -> Service:
-        hide = zero_rest if self.hidden == "zero" else keep_top
+        if self.hidden == "minus-infinity":
+            return super().serve(model, ctx)
         ask, revealed = inference(model, ctx), self.revealed(ctx.data.classes)
-        return lambda x: hide(ask(x), revealed)
+        return lambda x: zero_rest(ask(x), revealed)
 
     def revealed(self, classes: int) -> int:
         """How many of so many classes are revealed, from 1 to all."""

@@ -2,22 +2,21 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor
 
-from kdbench.api import Context, Count, Defense, Service, inference, keep_top
+from kdbench.api import Context, Count, Defense, keep_top
 
 
 @dataclass(frozen=True)
 class TopK(Defense):
-    """Reveals the `k` most likely classes, renormalised, and withholds the others; the victim stays as it is.
+    """Reveals the `k` most likely classes, renormalised, and withholds the others; the victim is deployed unchanged.
 
-    The same answers as Stingy's, which counts its classes as a share; of k or fewer classes all are revealed. k = 1 is
-    label only. Departure: services as they are in use do not renormalise, but an answer here has to sum to one. The
-    default is our choice.
+    The same answers as Stingy's, which counts its classes as a ratio. Of k or fewer classes all are revealed; k = 1 is
+    label only. The default is our choice.
+    Departure: services as they are in use do not renormalise, but an answer here has to sum to one.
     """
 
     k: Count = 3
 
-    def serve(self, model: nn.Module, ctx: Context) -> Service:
-        ask = inference(model, ctx)
-        return lambda x: keep_top(ask(x), self.k)
+    def perturb(self, log_p: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        return keep_top(log_p, self.k)

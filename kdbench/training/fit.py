@@ -1,5 +1,7 @@
 """Training, and its twins for answers. Data are whole tensors on the device; nothing is loaded."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,7 @@ from kdbench.training.loop import Loss, QueryFunction, Target, TrainingLoop, aut
 CONSTANT = (nn.Conv1d, nn.Conv2d, nn.Linear)  # layers whose weights autocast would cast again at every question
 
 
-def fit(
-    model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context, name: str | None = None
-) -> None:
+def fit(model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context, name: str | None = None) -> None:
     """Train `model` in place by `ctx.recipe` on images `x` (N,C,H,W) in [0,1], and leave it in eval mode.
 
     target: what `loss(logits, target)` takes. A tensor (N,...) is cut to the batch; a callable is asked on each
@@ -37,14 +37,26 @@ def predict_logits(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
         return torch.cat([model(part) for part in x.split(batch)])
 
 
+def forward(model: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
+    """Logits (N,K) in fp32 of one forward pass with gradient, run in the precision of `ctx`."""
+    with autocast(ctx):
+        z = model(x)
+    return z.float() if ctx.precision == "bf16" else z
+
+
+def frozen_copy(model: nn.Module, ctx: Context) -> nn.Module:
+    """A frozen copy of `model` in eval mode, for gradients in the images: its answers are the model's up to rounding."""
+    images = ctx.data.x if len(ctx.data) else torch.zeros(1, *ctx.data.shape, device=ctx.device)
+    return folded(model, images)
+
+
 def inference(model: nn.Module, ctx: Context) -> QueryFunction:
-    """`model` as it now is, as fast as it can be asked: images (N,C,H,W) -> logits (N,K) in fp32, without gradient.
+    """The fastest form of `model` as it now is: images (N,C,H,W) -> logits (N,K) in fp32, without gradient.
 
     Its answers are the model's own in eval mode up to rounding, under bf16 to that of `ctx.precision`: a per cent or so
     of the largest logit. What is done to the model afterwards does not show.
     """
-    images = ctx.data.x if len(ctx.data) else torch.zeros(1, *ctx.data.shape, device=ctx.device)
-    form = folded(model, images)
+    form = frozen_copy(model, ctx)
     if ctx.precision == "bf16":
         for layer in form.modules():
             if isinstance(layer, CONSTANT):
