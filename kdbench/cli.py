@@ -236,7 +236,7 @@ def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """Say how far a run is. FOLDER is where it writes; also what failed and why, and what it cost."""
-    from kdbench.runs.command import status as report
+    from kdbench.runs.status import status as report
 
     click.echo(report(folder))
 

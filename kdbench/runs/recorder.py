@@ -25,7 +25,7 @@ from kdbench.records import (
     SubsetRecord,
     write_sorted,
 )
-from kdbench.runs import predictions
+from kdbench.runs import prediction_file
 from kdbench.runs.manifests import Finished, Manifests, metrics, numbers
 from kdbench.suites.suite import Choice
 
@@ -126,17 +126,17 @@ class Recorder:
         return tuple(copies)
 
     def _write_predictions(self, kept: Mapping[str, str]) -> None:
-        truth = predictions.read(self._store.path(self._data) / TENSORS, "test.y")
+        truth = prediction_file.read(self._store.path(self._data) / TENSORS, "test.y")
         # TODO
-        files = {name: self._store.path(key) / predictions.FILE for name, key in sorted(kept.items())}
-        predictions.write(truth, self._classes, {n: f for n, f in files.items() if f.is_file()}, self._out)
+        files = {name: self._store.path(key) / prediction_file.FILE for name, key in sorted(kept.items())}
+        prediction_file.write(truth, self._classes, {n: f for n, f in files.items() if f.is_file()}, self._out)
 
 
 def _predicted(cell: Cell) -> Iterator[tuple[str, str]]:
     """The names of the predictions of a cell's networks, each with the stage that has them."""
-    yield predictions.student_name(cell.name), cell.keys["evaluate"]
+    yield prediction_file.student_name(cell.name), cell.keys["evaluate"]
     if cell.defense:
-        yield predictions.victim_name(cell.defense.name, cell.seed), cell.keys["evaluate_victim"]
+        yield prediction_file.victim_name(cell.defense.name, cell.seed), cell.keys["evaluate_victim"]
 
 
 def defense_record(choice: Choice) -> DefenseRecord:

@@ -1,6 +1,5 @@
 """A session: a suite becomes a plan, the plan becomes finished stages, these become records."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench import records
@@ -14,34 +13,20 @@ from kdbench.errors import KdbenchError
 from kdbench.runs import plan_file
 from kdbench.runs.machine import choose_device, choose_precision, cores
 from kdbench.runs.recorder import CellCounts, Recorder
+from kdbench.runs.request import Options
 from kdbench.suites.preflight import try_networks
 from kdbench.suites.suite import Choice, Suite
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run, which never changes what is computed, except for the device, its precision, threads, compile and fuse."""
-
-    store: Path
-    out: Path
-    device: str = "auto"
-    jobs: int = 0
-    threads: int = 1
-    compile: bool = False
-    fuse: int = 1
-    data_folder: Path = Path("data")
-    force: bool = False
-    profile: bool = False
 
 
 class Session:
     """Plans a suite, runs its stages, and writes its records."""
 
     def __init__(self, suite: Suite, options: Options, progress_display: ProgressDisplay) -> None:
-        self.suite, self.options, self.progress_display = suite.stamped(options.data_folder), options, progress_display
-        self.store = Store(options.store)
+        data_folder = options.data_dir.absolute()
+        self.suite, self.options, self.progress_display = suite.stamped(data_folder), options, progress_display
+        self.store, self.out = Store(options.store), options.out or Path("runs") / suite.name
         self.jobs = options.jobs or cores()
-        self._worker_options = WorkerOptions(str(options.data_folder), options.profile)
+        self._worker_options = WorkerOptions(str(data_folder), options.profile)
         device = choose_device(options.device)
         precision = choose_precision(suite.precision, device)
         self.numerics = Numerics(device, precision, options.threads, options.compile, options.fuse)
@@ -58,8 +43,8 @@ class Session:
 
     def run_stages(self, plan: Plan) -> Outcome:
         """Do the stages of the plan that are not in the store; what became of them."""
-        _refuse_another_matrix(plan, self.options.out)
-        _announce_plan(plan, self.store, self.options.out)
+        _refuse_another_matrix(plan, self.out)
+        _announce_plan(plan, self.store, self.out)
         if self.options.force:
             force(plan, self.store)
         outcome = run_stages(
@@ -70,7 +55,7 @@ class Session:
 
     def record(self, plan: Plan, outcome: Outcome) -> CellCounts:
         """Write the records, the pictures of the first seed and the predictions; how many cells ended how, and why."""
-        return Recorder(plan, self.store, outcome, self.options.out).record()
+        return Recorder(plan, self.store, outcome, self.out).record()
 
     def run(self) -> CellCounts:
         """All of it, one after the other."""

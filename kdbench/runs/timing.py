@@ -1,4 +1,4 @@
-"""Where the time of a run went: a line a stage, a line a kind, and what the machinery around the work cost."""
+"""The time table of a run: a line a stage, a line a kind, and what scheduling and publishing cost beyond the stages."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from kdbench.engine.scheduler import Outcome
 from kdbench.engine.store import KINDS, Store
 
 UNKNOWN = "–"
-HEAD = ("kind", "stage", "seconds", "images/s", "of limit", "overhead")
+HEAD = ("kind", "stage", "seconds", "images/s", "of bare loop", "overhead")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A stage, or several: `seconds` of work in the workers, and what the driver waited for it beyond (None: done before).
+    """A stage, or several: the seconds of the stage itself, and what the scheduler waited beyond (None: finished before).
 
-    images went through trainings in `trained` seconds; those whose limit was measured took `limited` of these and would
-    have taken `limit` in a bare loop (None: none was measured).
+    images went through trainings in `training_seconds`. Where a bare loop over the same modules was measured, those
+    trainings took `compared_seconds`, and the bare loop would have taken `bare_seconds` (None: none was measured).
     """
 
     kind: str
@@ -25,9 +25,9 @@ class Line:
     seconds: float
     overhead: float | None = None
     images: int = 0
-    trained: float = 0.0
-    limited: float = 0.0
-    limit: float | None = None
+    training_seconds: float = 0.0
+    compared_seconds: float = 0.0
+    bare_seconds: float | None = None
 
     @classmethod
     def of(cls, stage: Stage, manifest: Mapping[str, Any], waited: float | None) -> "Line":
@@ -39,34 +39,38 @@ class Line:
         return cls(stage.kind, stage.title, seconds, overhead, *numbers, work.get("limit_seconds"))
 
     @classmethod
-    def total(cls, lines: Sequence["Line"], kind: str, label: str) -> "Line":
+    def total(cls, lines: Sequence["Line"], kind: str, name: str) -> "Line":
         """Several lines in one."""
         overheads = [line.overhead for line in lines if line.overhead is not None]
-        limits = [line.limit for line in lines if line.limit is not None]
+        bare = [line.bare_seconds for line in lines if line.bare_seconds is not None]
         return cls(
             kind,
-            label,
+            name,
             sum(line.seconds for line in lines),
             sum(overheads) if overheads else None,
             sum(line.images for line in lines),
-            sum(line.trained for line in lines),
-            sum(line.limited for line in lines),
-            sum(limits) if limits else None,
+            sum(line.training_seconds for line in lines),
+            sum(line.compared_seconds for line in lines),
+            sum(bare) if bare else None,
         )
 
     def cells(self) -> tuple[str, ...]:
         """What stands in the columns of `HEAD`."""
-        speed = f"{self.images / self.trained:.0f}" if self.trained else UNKNOWN
-        share = f"{self.limit / self.limited:.0%}" if self.limit is not None and self.limited else UNKNOWN
+        speed = f"{self.images / self.training_seconds:.0f}" if self.training_seconds else UNKNOWN
+        share = (
+            f"{self.bare_seconds / self.compared_seconds:.0%}"
+            if self.bare_seconds is not None and self.compared_seconds
+            else UNKNOWN
+        )
         overhead = f"{self.overhead:.2f}" if self.overhead is not None else UNKNOWN
         return self.kind, self.name, f"{self.seconds:.2f}", speed, share, overhead
 
 
-def profile(stages: Iterable[Stage], store: Store, outcome: Outcome, wall: float) -> str:
-    """The profile of a run that took `wall` seconds: its finished stages, the totals of each kind, and of what was done now.
+def timing_table(stages: Iterable[Stage], store: Store, outcome: Outcome, wall: float) -> str:
+    """The time table of a run that took `wall` seconds: its finished stages, the totals of each kind, and a summary.
 
-    overhead: what the driver waited for a stage beyond the stage's own seconds: starting a worker, reading its
-    specification, publishing, noticing the end. Stages that were done before show what was recorded then.
+    overhead: what the scheduler waited for a stage beyond the stage's own seconds: starting a worker, reading its
+    specification, publishing, noticing the end. Stages that were finished before show what was recorded then.
     """
     lines = [
         Line.of(stage, store.manifest(stage.key), outcome.seconds.get(stage.key))
@@ -92,13 +96,13 @@ def _row(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _summary(lines: Sequence[Line], wall: float) -> str:
-    """One sentence a question: how long the run took, and how its work is split."""
+    """How long the run took, and how the seconds of its stages are split over the kinds."""
     now = [line for line in lines if line.overhead is not None]
-    work = sum(line.seconds for line in now)
+    total = sum(line.seconds for line in now)
     split = ", ".join(
-        f"{kind} {100 * sum(line.seconds for line in now if line.kind == kind) / work:.0f}%"
+        f"{kind} {100 * sum(line.seconds for line in now if line.kind == kind) / total:.0f}%"
         for kind in KINDS
-        if work and any(line.kind == kind for line in now)
+        if total and any(line.kind == kind for line in now)
     )
-    head = f"{wall:.1f} s on the wall; {len(now)} stages done now, {work:.1f} s of work in the workers"
+    head = f"{wall:.1f} s on the wall; {len(now)} stages run now, {total:.1f} s in the workers"
     return f"{head} ({split})" if split else head

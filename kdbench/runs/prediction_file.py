@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from kdbench.atomic import replacing
+from kdbench.errors import KdbenchError
 from kdbench.records import Cell
 
 FILE = "predictions.safetensors"
@@ -82,8 +83,10 @@ def read(path: Path, name: str) -> Labels:
 def recompute(cells: Iterable[Cell], folder: Path) -> dict[str, dict[str, float]]:
     """student_acc, victim_acc and fidelity of each scored cell by name, from the predictions in `folder` alone.
 
-    A cell without predictions is left out.
+    A cell without predictions is left out. Raises `KdbenchError` when the folder has no predictions.
     """
+    if not (folder / FILE).is_file():
+        raise KdbenchError(f"{folder} has no {FILE}: it was written before predictions were kept.")
     with safe_open(folder / FILE, framework="numpy") as file:
         names = set(file.keys())
         truth = file.get_tensor(TRUTH)
