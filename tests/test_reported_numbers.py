@@ -16,7 +16,7 @@ from runs import Played, run
 from suite_files import GOOD, OMEGA, Json, complaint, read
 
 
-def figure(**changes: Any) -> Reported:
+def number(**changes: Any) -> Reported:
     return Reported(**{"accuracy": 0.9, "source": "a table", "evidence": "paper", **changes})
 
 
@@ -42,25 +42,25 @@ def figure(**changes: Any) -> Reported:
         ({"attack": "hard-label"}, ("nasty", "hard-label", "mini-8", "mini-16"), None),
     ],
 )
-def test_a_figure_is_given_to_the_cells_it_is_about(
+def test_a_number_is_given_to_the_cells_it_is_about(
     said: Json, cell: tuple[str, str, str, str], metric: str | None
 ) -> None:
     expected = ReportedNumber(metric, 0.9, "a table", "paper") if metric else None
-    assert figure(**said).of(*cell) == expected
+    assert number(**said).of(*cell) == expected
 
 
 def test_the_record_of_a_cell_carries_what_papers_say_of_it(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    """Nothing is played for it: figures are in no key."""
+    """Nothing is run for it: reported numbers are in no key."""
     said: list[Json] = [
         {"defense": "nasty", "accuracy": 0.9},
         {"defense": "nasty", "attack": "kd", "accuracy": 0.8, "student": "mini-8"},
         {"attack": "cross-entropy", "accuracy": 0.7},
         {"defense": "none", "accuracy": 0.6, "victim": "mini-16"},
     ]
-    figures = [{"source": "a table", "evidence": "memory", **one} for one in said]
-    cells = run(tiny({"reported": figures}), tmp_path, store=golden.folder / "store")
+    numbers = [{"source": "a table", "evidence": "memory", **one} for one in said]
+    cells = run(tiny({"reported": numbers}), tmp_path, store=golden.folder / "store")
     found = {name: [(one.metric, one.value) for one in cell.reported] for name, cell in cells.items()}
     assert found["nasty--kd--mini-8--seed0"] == [("victim_acc", 0.9), ("student_acc", 0.8)]
     assert (
@@ -71,21 +71,23 @@ def test_the_record_of_a_cell_carries_what_papers_say_of_it(
     assert {name: cell.keys for name, cell in cells.items()} == {n: c.keys for n, c in golden.cells.items()}
 
 
-def test_a_figure_names_a_point_of_a_sweep_by_its_label(tmp_path: Path) -> None:
+def test_a_number_names_a_point_of_a_sweep(tmp_path: Path) -> None:
     text = '\n[[reported]]\ndefense = "nasty+omega-1"\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n'
     suite = read(tmp_path, GOOD + OMEGA + text)
     [said] = suite.reported
     assert [bool(said.of(c.name, "kd", "mini-8", suite.victim)) for c in suite.defenses] == [False, False, True]
 
 
-FIGURES = [(name, said) for name in suites.shipped() for said in suites.load(name).reported]
+NUMBERS = [(name, said) for name in suites.shipped() for said in suites.load(name).reported]
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), FIGURES, ids=[f"{n}-{f.defense or 'alone'}-{f.attack}-{f.student}-{f.victim}" for n, f in FIGURES]
+    ("name", "said"),
+    NUMBERS,
+    ids=[f"{n}-{f.defense or 'no-victim'}-{f.attack}-{f.student}-{f.victim}" for n, f in NUMBERS],
 )
-def test_every_shipped_figure_is_about_a_cell_of_its_suite(name: str, said: Reported) -> None:
-    """With the victim that it names; a victim that distils into itself is played by --student too, as the files say."""
+def test_every_shipped_number_is_about_a_cell_of_its_suite(name: str, said: Reported) -> None:
+    """With the victim that it names; a victim distilled into itself is run by --student, as the files say."""
     changes: Json = {"seeds": 1, **({"victim.network": said.victim} if said.victim else {})}
     if said.student == said.victim != "":
         changes["student.networks"] = [said.student]
@@ -115,11 +117,11 @@ def test_every_shipped_figure_is_about_a_cell_of_its_suite(name: str, said: Repo
         ),
     ],
 )
-def test_a_wrong_figure_is_named_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+def test_a_wrong_number_is_named_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
     assert complaint(tmp_path, f"{GOOD}\n[[reported]]\n{text}").startswith(f"mine.toml, line {line}: {said}")
 
 
-def test_figures_are_an_array_of_tables(tmp_path: Path) -> None:
+def test_reported_numbers_are_an_array_of_tables(tmp_path: Path) -> None:
     said = complaint(tmp_path, GOOD + "\n[reported]\naccuracy = 0.9\n")
     assert said == "mine.toml, line 11: 'reported' is written as [[reported]], once for each."
 
@@ -135,12 +137,12 @@ def test_figures_are_an_array_of_tables(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_figure_about_nothing_there_is_is_refused(tmp_path: Path, about: Json) -> None:
+def test_a_number_about_an_unknown_name_is_refused(tmp_path: Path, about: Json) -> None:
     lines = "".join(f'{name} = "{value}"\n' for name, value in about.items())
     complaint(tmp_path, f'{GOOD}\n[[reported]]\naccuracy = 0.9\nsource = "s"\nevidence = "paper"\n{lines}')
 
 
-def test_a_figure_of_students_trained_alone_is_about_those_with_all_the_data(
+def test_a_number_of_students_trained_without_a_victim_is_about_those_with_all_the_data(
     golden: Played, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     said = {"attack": "cross-entropy", "accuracy": 0.7, "source": "s", "evidence": "paper"}
@@ -164,7 +166,7 @@ def test_a_figure_of_students_trained_alone_is_about_those_with_all_the_data(
         ),
     ],
 )
-def test_figures_that_were_once_forgotten_are_there(
+def test_numbers_that_were_once_forgotten_are_there(
     name: str, about: tuple[str, str, str, str], accuracies: set[float]
 ) -> None:
     known = suites.load(name).reported
@@ -172,10 +174,10 @@ def test_figures_that_were_once_forgotten_are_there(
 
 
 OF_VICTIM: Json = {"defense": "nasty"}
-OF_THEFT: Json = {"defense": "nasty", "attack": "kd"}
+OF_STUDENT: Json = {"defense": "nasty", "attack": "kd"}
 OF_BASELINE: Json = {"attack": "cross-entropy"}
 NAMED: Json = {"student": "mini-8", "victim": "mini-16"}
-ALL = (OF_VICTIM, OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)
+ALL = (OF_VICTIM, OF_STUDENT, OF_BASELINE, OF_STUDENT | NAMED)
 
 
 @pytest.mark.parametrize(
@@ -183,17 +185,17 @@ ALL = (OF_VICTIM, OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)
     [
         ("dataset", ALL),
         ("dataset.validation", ALL),
-        ("scenario.data", (OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)),
-        ("victim.network", (OF_VICTIM, OF_THEFT)),
-        ("victim.recipe.epochs", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
-        ("student.networks", (OF_THEFT, OF_BASELINE)),
-        ("student.recipe.lr", (OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)),
-        ("student.recipes.mini-16.lr", (OF_THEFT, OF_BASELINE)),
+        ("scenario.data", (OF_STUDENT, OF_BASELINE, OF_STUDENT | NAMED)),
+        ("victim.network", (OF_VICTIM, OF_STUDENT)),
+        ("victim.recipe.epochs", (OF_VICTIM, OF_STUDENT, OF_STUDENT | NAMED)),
+        ("student.networks", (OF_STUDENT, OF_BASELINE)),
+        ("student.recipe.lr", (OF_STUDENT, OF_BASELINE, OF_STUDENT | NAMED)),
+        ("student.recipes.mini-16.lr", (OF_STUDENT, OF_BASELINE)),
         ("defense", ALL),
-        ("defense.nasty", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
-        ("defense.nasty.omega", (OF_VICTIM, OF_THEFT, OF_THEFT | NAMED)),
+        ("defense.nasty", (OF_VICTIM, OF_STUDENT, OF_STUDENT | NAMED)),
+        ("defense.nasty.omega", (OF_VICTIM, OF_STUDENT, OF_STUDENT | NAMED)),
         ("defense.stingy.ratio", ()),
-        ("attack.kd.temperature", (OF_THEFT, OF_THEFT | NAMED)),
+        ("attack.kd.temperature", (OF_STUDENT, OF_STUDENT | NAMED)),
         ("attack.cross-entropy", (OF_BASELINE,)),
         *(
             (path, ())
@@ -201,32 +203,32 @@ ALL = (OF_VICTIM, OF_THEFT, OF_BASELINE, OF_THEFT | NAMED)
         ),
     ],
 )
-def test_a_figure_says_nothing_of_a_game_that_was_changed_in_what_it_is_about(
+def test_a_number_says_nothing_of_a_suite_that_was_changed_in_what_it_is_about(
     path: str, lost: tuple[Json, ...]
 ) -> None:
-    assert [said for said in ALL if figure(**said).lost(path.split("."))] == list(lost)
+    assert [said for said in ALL if number(**said).lost(path.split("."))] == list(lost)
 
 
 @pytest.mark.parametrize(("path", "lost"), [("defense.nasty.clip", True), ("defense.nas.clip", False), ("sweep", True)])
-def test_a_figure_of_a_point_is_lost_with_its_method_and_with_its_sweep(path: str, lost: bool) -> None:
-    assert figure(defense="nasty+omega-1").lost(path.split(".")) is lost
+def test_a_number_of_a_point_is_lost_with_its_method_and_with_its_sweep(path: str, lost: bool) -> None:
+    assert number(defense="nasty+omega-1").lost(path.split(".")) is lost
 
 
-def test_a_paper_is_not_set_beside_another_game_than_its_own() -> None:
+def test_a_reported_number_is_not_shown_beside_another_suite_than_its_own() -> None:
     changes = ["scenario.data=0.01", "defense.nasty.omega=0"]
     suite = suites.load("nasty-cifar10", Request(dataset="digits", changes=changes).tree())
     assert suite.reported == ()
     assert suite.left_out == (
-        "16 of 16 published figures are not shown: they are not about a game with another dataset, "
+        "16 of 16 reported numbers are not shown: they are not about a suite with another dataset, "
         "defense.nasty.omega, scenario.data."
     )
 
 
-def test_figures_that_a_change_does_not_concern_stay_and_those_that_it_does_are_counted() -> None:
+def test_numbers_that_a_change_does_not_concern_stay_and_those_that_it_does_are_counted() -> None:
     before, after = (suites.load("nasty-cifar10", changes) for changes in (None, {"defense.nasty.omega": 0.5}))
     assert before.left_out == ""
     assert after.reported == tuple(said for said in before.reported if said.defense != "nasty")
-    assert after.left_out.startswith("6 of 16 published figures are not shown: ")
+    assert after.left_out.startswith("6 of 16 reported numbers are not shown: ")
     picked = Request(defense=["nasty"], attack=["kd"], seeds=1, robustness="fast", student=["cnn"]).tree()
     assert suites.load("nasty-cifar10", picked).reported == before.reported
     assert suites.load("nasty-cifar10", picked).left_out == ""
@@ -239,7 +241,7 @@ def test_a_sweep_can_be_stopped_though_papers_speak_of_its_points(tmp_path: Path
     assert "another sweep" in suite.left_out
 
 
-@pytest.mark.parametrize(("name", "said"), FIGURES)
-def test_every_shipped_figure_names_the_networks_that_it_is_about(name: str, said: Reported) -> None:
+@pytest.mark.parametrize(("name", "said"), NUMBERS)
+def test_every_shipped_number_names_the_networks_that_it_is_about(name: str, said: Reported) -> None:
     assert bool(said.victim) == bool(said.defense)
     assert bool(said.student) == bool(said.attack)

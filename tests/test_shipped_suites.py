@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from helpers import blobs, context
 from kdbench import records as results
 from kdbench import registry
+from kdbench.api import Defense
+from kdbench.attacks.denoise import guessed
 from kdbench.suites import reader as suites
 from kdbench.suites.suite import Choice, Suite
 
@@ -16,26 +20,18 @@ Json = dict[str, Any]
 RESULTS = Path(__file__).parent.parent / "results"
 SHIPPED = suites.shipped()
 CROSS = [name for name in SHIPPED if name.startswith("cross-")]
-# The fields of the thief who denoises that say how strong a defense is, and that defense.
-GUESSES = {
-    "decimals": "rounding",
-    "beta": "reverse-sigmoid",
-    "gamma": "reverse-sigmoid",
-    "sigma": "gaussian-noise",
-    "k": "top-k",
-}
 
 
-def played(suite: Suite, method: str) -> list[Choice]:
+def chosen(suite: Suite, method: str) -> list[Choice]:
     """The defenses and attacks of a suite that are of that method."""
     return [c for c in (*suite.defenses, *suite.attacks, *suite.baselines) if c.method == method]
 
 
-# Questions
+# Queries
 
 
-def questions(method: str, fields: Json, images: int, epochs: int) -> int:
-    """What an attack with so many images of its own asks, as far as its fields say; 0 where it looks what is left."""
+def queries(method: str, fields: Json, images: int, epochs: int) -> int:
+    """How many queries an attack with so many images makes, as far as its fields say; 0 where it uses what is left."""
     images = fields.get("images", images)
     if fields.get("queries") == "once":
         return images
@@ -48,31 +44,31 @@ def questions(method: str, fields: Json, images: int, epochs: int) -> int:
 
 
 def subset(suite: Suite, choice: Choice) -> int:
-    """How many images a thief of `suite` uses."""
+    """How many images an attacker of `suite` uses."""
     return round(training_images(suite.dataset) * suite.scenario.data * choice.instance.data_subset().fraction)
 
 
 def training_images(dataset: Choice) -> int:
-    """How many images the victim learns."""
+    """How many images the victim is trained on."""
     fields = dataset.fields
     size = dataset.instance.sizes[0] if hasattr(dataset.instance, "sizes") else 1797 - fields["test"]
     return int(fields.get("train") or size - fields["validation"])
 
 
 def over_budget(suite: Suite) -> list[str]:
-    """The attacks of `suite` that ask more than they may."""
+    """The attacks of `suite` that make more queries than the budget allows."""
     return [
         f"{choice.name} by {student}"
         for choice in (*suite.attacks, *suite.baselines)
         for student, recipe in suite.student_recipes.items()
         if suite.scenario.budget is not None
         and choice.instance.needs > 0
-        and questions(choice.method, choice.fields, subset(suite, choice), recipe.epochs) > suite.scenario.budget
+        and queries(choice.method, choice.fields, subset(suite, choice), recipe.epochs) > suite.scenario.budget
     ]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_what_attacks_ask_fits_the_budget(name: str) -> None:
+def test_the_queries_of_attacks_fit_the_budget(name: str) -> None:
     assert over_budget(suites.load(name)) == []
 
 
@@ -82,7 +78,7 @@ def test_a_grid_that_asks_about_every_augmented_batch_does_not_fit(name: str) ->
     assert over_budget(suites.load(name, {"attack.kd-grid.queries": "augmented"})) == [f"kd-grid by {student}"]
 
 
-def test_questions_are_counted_as_the_oracle_counts_them() -> None:
+def test_queries_are_counted_as_the_oracle_counts_them() -> None:
     """Of an attack in the committed results of digits, whose fields, recipe and share of the data stand in the record."""
     cells = [cell for cell in results.read(RESULTS / "digits") if "queries" in cell.metrics and cell.defense]
     assert {cell.attack.method for cell in cells} >= {
@@ -93,8 +89,8 @@ def test_questions_are_counted_as_the_oracle_counts_them() -> None:
         "deep-inversion",
     }
     for cell in cells:
-        epochs = cell.protocol["student_recipe"]["epochs"]
-        counted = questions(cell.attack.method, cell.attack.fields, round(900 * cell.subset["fraction"]), epochs)
+        epochs = cell.protocol.student_recipe["epochs"]
+        counted = queries(cell.attack.method, cell.attack.fields, round(900 * cell.subset.fraction), epochs)
         assert cell.metrics["queries"] == counted, cell.name
 
 
@@ -107,17 +103,17 @@ def test_no_suite_leaves_its_precision_to_the_hardware(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_differences_of_answers_are_asked_for_in_fp32(name: str) -> None:
+def test_attacks_that_need_small_differences_of_answers_run_in_fp32(name: str) -> None:
     suite = suites.load(name)
-    assert suite.precision == "fp32" or not played(suite, "dfme")
+    assert suite.precision == "fp32" or not chosen(suite, "dfme")
 
 
 # The cross matrices
 
 
 @pytest.mark.parametrize("name", CROSS)
-def test_thieves_of_a_cross_matrix_soften_alike(name: str) -> None:
-    """But HTC, whose point is another temperature, and those without images, whose temperature is their paper's."""
+def test_attacks_of_a_cross_matrix_have_one_temperature(name: str) -> None:
+    """Except HTC, which is about another temperature, and attacks without images, which have that of their papers."""
     attackers = [c for c in suites.load(name).attacks if c.instance.data_subset().fraction and c.method != "htc"]
     assert len({c.fields["temperature"] for c in attackers if "temperature" in c.fields}) == 1
 
@@ -125,7 +121,7 @@ def test_thieves_of_a_cross_matrix_soften_alike(name: str) -> None:
 @pytest.mark.parametrize("name", CROSS)
 def test_an_assistant_of_a_cross_matrix_is_smaller_than_the_victim_and_larger_than_the_student(name: str) -> None:
     suite = suites.load(name)
-    [choice] = played(suite, "assistant-kd")
+    [choice] = chosen(suite, "assistant-kd")
     for student in suite.students:
         sizes = [parameters(network) for network in (suite.victim, *choice.instance.networks(), student)]
         assert len(sizes) > 2
@@ -140,7 +136,7 @@ def parameters(network: str) -> int:
 @pytest.mark.parametrize("name", CROSS)
 def test_a_distilled_victim_of_a_cross_matrix_takes_the_steps_of_a_plain_one(name: str) -> None:
     suite = suites.load(name)
-    [choice] = played(suite, "assistant-distillation")
+    [choice] = chosen(suite, "assistant-distillation")
     recipe, plain, temperature = choice.recipe, suite.victim_recipe, choice.fields["temperature"]
     assert recipe
     assert recipe.lr == pytest.approx(temperature * plain.lr)
@@ -154,25 +150,33 @@ def test_a_cross_matrix_looks_for_masked_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CROSS)
-def test_the_pool_of_a_cross_matrix_shows_more_kinds_of_things_than_the_victim_knows(name: str) -> None:
-    """Photographs of things, by their thousands: the pool by default is pieces of two."""
+def test_the_surrogate_data_of_a_cross_matrix_has_more_classes_than_the_victim(name: str) -> None:
+    """Photographs of things, by their thousands: the default surrogate data are pieces of two."""
     suite = suites.load(name)
-    [choice] = played(suite, "knockoff")
-    assert registry.load("dataset", choice.fields["pool"]).classes > suite.dataset.instance.classes
+    [choice] = chosen(suite, "knockoff")
+    assert registry.load("dataset", choice.fields["surrogate"]).classes > suite.dataset.instance.classes
 
 
 @pytest.mark.parametrize("name", [*CROSS, "mnist"])
-def test_the_thief_who_denoises_knows_what_the_defenses_are_set_to(name: str) -> None:
+def test_the_attacker_who_denoises_knows_the_settings_of_the_defenses(name: str) -> None:
     suite = suites.load(name)
-    [attacker] = played(suite, "denoise")
-    for field, method in GUESSES.items():
-        assert {attacker.fields[field]} == {choice.fields[field] for choice in played(suite, method)}
+    [attack] = chosen(suite, "denoise")
+    guesses = {text.partition(":")[0]: guessed(text) for text in attack.fields["guess"]}
+    assert len(guesses) == len(attack.fields["guess"]) > 2
+    for method, defense in guesses.items():
+        assert [choice.instance for choice in chosen(suite, method)] == [defense]
 
 
 def test_the_reverse_sigmoid_of_100_classes_keeps_their_labels() -> None:
-    [choice] = played(suites.load("cross-cifar100"), "reverse-sigmoid")
+    [choice] = chosen(suites.load("cross-cifar100"), "reverse-sigmoid")
     spread = torch.tensor([0.1, 0.3, 1, 3, 10]).repeat_interleave(200)[:, None]
     log_p = (spread * torch.randn(1000, 100, generator=torch.Generator().manual_seed(0))).log_softmax(dim=1)
     labels = log_p.argmax(dim=1)
-    assert torch.equal(choice.instance.perturbed(log_p).argmax(dim=1), labels)
-    assert not torch.equal(type(choice.instance)().perturbed(log_p).argmax(dim=1), labels), "as the toolbox's does"
+    assert torch.equal(perturbed(choice.instance, log_p).argmax(dim=1), labels)
+    assert not torch.equal(perturbed(type(choice.instance)(), log_p).argmax(dim=1), labels), "as the toolbox's does"
+
+
+def perturbed(defense: Defense, log_p: Tensor) -> Tensor:
+    """What the defense answers instead of `log_p`, whatever the images."""
+    data = blobs().train
+    return defense.perturb(log_p, data.x, context(data))

@@ -25,7 +25,7 @@ def test_a_student_has_the_common_recipe_with_the_changes_of_its_own(tmp_path: P
     assert suite.victim_recipe == Recipe()
 
 
-def test_a_recipe_of_a_student_that_does_not_play_waits_for_it(tmp_path: Path) -> None:
+def test_a_recipe_of_a_student_that_is_not_run_is_kept_for_it(tmp_path: Path) -> None:
     text = GOOD + "[student.recipes.mini-32]\nlr = 0.01\n"
     assert read(tmp_path, text).student_recipes == {name: Recipe() for name in ("mini-8", "mini-16")}
     changed = read(tmp_path, text, Request(student=["mini-32"]).tree())
@@ -61,14 +61,14 @@ def test_a_wrong_recipe_of_a_student_is_named_with_its_line(tmp_path: Path, text
 
 
 @pytest.mark.parametrize("field", ["lrr = 1", "lr = -1"])
-def test_a_recipe_of_a_student_that_does_not_play_must_be_right_all_the_same(tmp_path: Path, field: str) -> None:
+def test_a_recipe_of_a_student_that_is_not_run_must_be_right_all_the_same(tmp_path: Path, field: str) -> None:
     complaint(tmp_path, f"{GOOD}[student.recipes.mini-32]\n{field}\n")
 
 
 TWO: Json = {"student.networks": ["mini-8", "mini-16"]}
 
 
-def test_the_thefts_of_that_student_and_no_other_stage_depend_on_its_recipe(plan: Callable[..., Plan]) -> None:
+def test_the_attack_runs_of_that_student_and_no_other_stage_depend_on_its_recipe(plan: Callable[..., Plan]) -> None:
     before, after = plan(TWO), plan({**TWO, "student.recipes.mini-8.lr": 0.5})
     anew = [stage for key, stage in after.stages.items() if key not in before.stages]
     assert {stage.kind for stage in anew} == {"steal", "evaluate"}
@@ -86,7 +86,7 @@ def test_the_record_of_a_cell_says_by_which_recipe_its_student_was_trained(
 ) -> None:
     suite = tiny({**DUEL, **TWO, "student.recipes.mini-16.lr": 0.5, "student.recipes.mini-16.epochs": 1})
     cells = run(suite, golden.copy(tmp_path))
-    said = {cell.student: cell.protocol["student_recipe"] for cell in cells.values()}
+    said = {cell.student: cell.protocol.student_recipe for cell in cells.values()}
     assert {name: (recipe["lr"], recipe["epochs"]) for name, recipe in said.items()} == {
         "mini-8": (0.05, 2),
         "mini-16": (0.5, 1),

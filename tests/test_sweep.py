@@ -24,7 +24,7 @@ from suite_files import GOOD, OMEGA, POINTS, Json, complaint, names, read, sweep
 # What a sweep runs
 
 
-def test_a_swept_method_is_played_with_each_value_in_its_place(tmp_path: Path) -> None:
+def test_a_swept_method_is_run_with_each_value_in_its_place(tmp_path: Path) -> None:
     text = GOOD.replace('"nasty"]', '"nasty", "stingy"]')
     suite, before = read(tmp_path, text + OMEGA), read(tmp_path, text)
     none, mild, strong, stingy = suite.defenses
@@ -36,24 +36,24 @@ def test_a_swept_method_is_played_with_each_value_in_its_place(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("method", "field", "value", "label", "kept"),
+    ("method", "field", "value", "name", "kept"),
     [
         ("kd", "alpha", 0.5, "kd+alpha-0.5", 0.5),
         ("kd", "alpha", 1, "kd+alpha-1", 1.0),
         ("kd", "temperature", 20.0, "kd+temperature-20", 20.0),
         ("kd", "temperature", 1e-5, "kd+temperature-1e-05", 1e-5),
         ("kd", "queries", "once", "kd+queries-once", "once"),
-        ("knockoff", "pool", "fashion-mnist", "knockoff+pool-fashion-mnist", "fashion-mnist"),
+        ("knockoff", "surrogate", "fashion-mnist", "knockoff+surrogate-fashion-mnist", "fashion-mnist"),
         ("assistant-kd", "chain", ["mini-8", "mini-16"], "assistant-kd+chain-2", ("mini-8", "mini-16")),
         ("assistant-kd", "chain", [], "assistant-kd+chain-0", ()),
     ],
 )
-def test_a_label_says_the_field_and_the_value_or_how_long_a_list_is(
-    tmp_path: Path, method: str, field: str, value: Any, label: str, kept: Any
+def test_a_name_says_the_field_and_the_value_or_how_long_a_list_is(
+    tmp_path: Path, method: str, field: str, value: Any, name: str, kept: Any
 ) -> None:
     text = GOOD.replace('"kd"', f'"{method}"') + sweep(f'"attack.{method}.{field}"', repr([value]))
     [attack] = read(tmp_path, text).attacks
-    assert (attack.name, attack.method) == (label, method)
+    assert (attack.name, attack.method) == (name, method)
     assert vars(attack.instance)[field] == kept
 
 
@@ -61,7 +61,7 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | s
 
 
 @given(VALUES)
-def test_whatever_the_value_a_label_is_one(value: Any) -> None:
+def test_whatever_the_value_the_name_of_a_point_is_one(value: Any) -> None:
     [(ending, _)] = Sweep("attack.kd.temperature", (value,)).points()
     assert re.fullmatch(r"[\w.+-]+", f"kd{ending}")
 
@@ -117,7 +117,7 @@ def test_the_recipe_of_a_defense_can_be_swept_with_its_fields(tmp_path: Path) ->
     assert [mild.recipe, strong.recipe] == [Recipe(epochs=3, batch=32, lr=lr) for lr in (0.5, 2.0)]
 
 
-def test_a_label_of_ones_own_is_swept_as_the_method_behind_it(tmp_path: Path) -> None:
+def test_a_method_is_swept_under_a_name_of_its_own(tmp_path: Path) -> None:
     text = GOOD.replace('"nasty"]', '"mild"]') + '[defense.mild]\nmethod = "nasty"\ntau = 2\n'
     suite = read(tmp_path, text + sweep('"defense.mild.omega"', "[0.1]"))
     assert [(c.name, c.method, c.instance) for c in suite.defenses[1:]] == [
@@ -129,14 +129,14 @@ def test_points_share_no_table() -> None:
     tree: Json = {"defenses": ["nasty"], "defense": {"nasty": {"tau": 2.0, "recipe": {"epochs": 3}}}}
     sweeps = [Sweep("defense.nasty.recipe.lr", (0.1, 1.0)), Sweep("defense.nasty.recipe.batch", (8,))]
     assert set(spread(tree, sweeps).values()) == {"nasty"}
-    assert [tree["defense"][label]["recipe"] for label in tree["defenses"]] == [
+    assert [tree["defense"][name]["recipe"] for name in tree["defenses"]] == [
         {"epochs": 3, "lr": 0.1, "batch": 8},
         {"epochs": 3, "lr": 1.0, "batch": 8},
     ]
     assert tree["defense"]["nasty"] == {"tau": 2.0, "recipe": {"epochs": 3}}
 
 
-def test_a_method_that_is_not_chosen_is_not_played_for_its_sweep(tmp_path: Path) -> None:
+def test_a_method_that_is_not_chosen_is_not_run_for_its_sweep(tmp_path: Path) -> None:
     assert names(tmp_path, GOOD + OMEGA, {"defenses": ["none", "stingy"]}) == ["none", "stingy"]
     waiting = GOOD + sweep('"defense.stingy.ratio"', "[0.1, 1]")
     assert names(tmp_path, waiting, {"defenses": ["none", "stingy"]}) == [
@@ -146,14 +146,14 @@ def test_a_method_that_is_not_chosen_is_not_played_for_its_sweep(tmp_path: Path)
     ]
 
 
-def test_a_sweep_that_would_go_unplayed_unnoticed_is_refused(tmp_path: Path) -> None:
+def test_a_sweep_of_what_is_not_run_is_refused(tmp_path: Path) -> None:
     text = GOOD + OMEGA + sweep('"defense.stingy.ratio"', "[0.1, 1]")
-    said = "the defense 'stingy' is swept but not played: name it among the defenses."
+    said = "the defense 'stingy' is swept but not run: name it among the defenses."
     assert complaint(tmp_path, text) == f"mine.toml, line 15: {said}"
     assert complaint(tmp_path, text, {"attacks": ["kd"]}) == f"mine.toml, line 15: {said}"
     anew = {"sweep": [{"vary": "defense.stingy.ratio", "values": [1]}]}
     assert complaint(tmp_path, GOOD + OMEGA, {**anew, "defenses": ["nasty"]}) == said
-    said = "the attack 'scm' is swept but not played: name it among the attacks or baselines."
+    said = "the attack 'scm' is swept but not run: name it among the attacks or baselines."
     assert said in complaint(tmp_path, GOOD + sweep('"attack.scm.temperature"', "[2]"))
 
 
@@ -170,7 +170,7 @@ def test_a_sweep_plans_what_its_points_written_out_would(plan: Callable[..., Pla
     written: Json = {
         "defenses": ["none", *POINTS, "stingy"],
         "attacks": ["kd+alpha-0.5", "partial-kd"],
-        "defense": {label: {"method": "nasty", "omega": omega} for label, omega in zip(POINTS, (0.1, 1), strict=True)},
+        "defense": {point: {"method": "nasty", "omega": omega} for point, omega in zip(POINTS, (0.1, 1), strict=True)},
         "attack": {"kd+alpha-0.5": {"method": "kd", "alpha": 0.5}, "partial-kd": {"fraction": 0.5}},
     }
     swept, same = plan(vary), plan(written)
@@ -182,16 +182,16 @@ def test_a_sweep_plans_what_its_points_written_out_would(plan: Callable[..., Pla
 
 
 @pytest.mark.parametrize("name", suites.shipped())
-def test_every_shipped_sweep_is_played_at_all_its_points(name: str) -> None:
+def test_every_shipped_sweep_is_run_at_all_its_points(name: str) -> None:
     suite = suites.load(name)
     tree = tomllib.loads((files("kdbench.benchmarks") / "suites" / f"{name}.toml").read_text(encoding="utf-8"))
-    played = {"defense": suite.defenses, "attack": suite.attacks + suite.baselines}
+    run = {"defense": suite.defenses, "attack": suite.attacks + suite.baselines}
     for table in tree.get("sweep", []):
         swept = build(Sweep, table, "sweep")
-        kind, label = swept.method
+        kind, name = swept.method
         for ending, _ in swept.points():
-            points = [c for c in played[kind] if c.name.startswith(f"{label}+") and f"{ending}+" in f"{c.name}+"]
-            assert points, (label, ending)
+            points = [c for c in run[kind] if c.name.startswith(f"{name}+") and f"{ending}+" in f"{c.name}+"]
+            assert points, (name, ending)
 
 
 # Sweeps and the command line

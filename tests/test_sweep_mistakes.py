@@ -52,9 +52,9 @@ TAIL = "such as defense.nasty.omega, not "
         (
             sweep('"defense.nasty.omega"', "[1, 2, 1]"),
             11,
-            "the sweep of defense.nasty.omega has two points of one label",
+            "the sweep of defense.nasty.omega has two points of one name",
         ),
-        (sweep('"attack.kd.alpha"', '["+", "/"]'), 11, "the sweep of attack.kd.alpha has two points of one label"),
+        (sweep('"attack.kd.alpha"', '["+", "/"]'), 11, "the sweep of attack.kd.alpha has two points of one name"),
         ('\n[[sweep]]\nvary = "defense.nasty.omega"\n', 11, "sweep: the field 'values' is missing."),
         (
             '\n[[sweep]]\nvary = "defense.nasty.omega"\nvalue = [1]\n',
@@ -75,7 +75,7 @@ def test_a_wrong_sweep_is_named_with_its_line(tmp_path: Path, text: str, line: i
     assert complaint(tmp_path, GOOD + text).startswith(f"mine.toml, line {line}: {said}")
 
 
-def test_a_point_with_the_label_of_another_method_is_refused(tmp_path: Path) -> None:
+def test_a_point_with_the_name_of_another_method_is_refused(tmp_path: Path) -> None:
     text = GOOD.replace('"nasty"]', '"nasty", "nasty+omega-1"]') + OMEGA
     assert complaint(tmp_path, text) == "mine.toml, line 1: 'nasty+omega-1' is named twice among the defenses."
 
@@ -83,7 +83,7 @@ def test_a_point_with_the_label_of_another_method_is_refused(tmp_path: Path) -> 
 # Mistakes that would go unnoticed
 
 
-def test_a_method_that_is_played_because_the_file_names_none_is_swept(tmp_path: Path) -> None:
+def test_a_method_that_is_run_because_the_file_names_none_is_swept(tmp_path: Path) -> None:
     text = GOOD.replace('attacks = ["kd"]\n', "")
     suite = read(
         tmp_path,
@@ -121,13 +121,11 @@ def test_a_value_or_field_that_only_a_sweep_writes_is_blamed_on_its_line(tmp_pat
         (sweep('"defense.stingy.ratoi"', "[0.5]"), "There is no field 'ratoi'"),
     ],
 )
-def test_a_sweep_of_a_method_that_is_not_played_must_be_right_all_the_same(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_a_sweep_of_a_method_that_is_not_run_must_be_right_all_the_same(tmp_path: Path, text: str, said: str) -> None:
     assert said in complaint(tmp_path, GOOD + text)
 
 
-def test_a_label_with_a_dot_can_be_swept(tmp_path: Path) -> None:
+def test_a_name_with_a_dot_can_be_swept(tmp_path: Path) -> None:
     text = GOOD.replace('"nasty"]', '"nasty-0.5"]') + '[defense."nasty-0.5"]\nmethod = "nasty"\n'
     assert names(tmp_path, text + sweep("""'defense."nasty-0.5".tau'""", "[2]")) == ["none", "nasty-0.5+tau-2"]
 

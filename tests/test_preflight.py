@@ -1,4 +1,4 @@
-"""Networks that cannot take the images of a benchmark are found before any of them is trained."""
+"""Preflight: networks that cannot take the images of a suite are found before any of them is trained."""
 
 import sys
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def talker(shape, classes):
 
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of one's own that nobody can play with."""
+    """A user's networks that no suite can use."""
     (tmp_path / "odd.py").write_text(ODD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -76,7 +76,7 @@ def test_a_network_for_larger_images_is_named_with_its_field(
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("odd")
-def test_a_network_of_ones_own_is_told_what_it_does(tiny: Callable[..., Suite], function: str, said: str) -> None:
+def test_what_a_users_network_does_is_said(tiny: Callable[..., Suite], function: str, said: str) -> None:
     found = refusal(tiny({"victim.network": f"odd:{function}"}))
     assert found.startswith(f"victim.network: The network 'odd:{function}' {said}")
 
@@ -86,7 +86,7 @@ def test_networks_of_an_attack_that_is_skipped_are_not_tried(tiny: Callable[...,
     try_networks(replace(suite, scenario=replace(suite.scenario, access=Access.NOTHING)), BLOBS, CLASSES)
 
 
-def test_a_trial_leaves_the_global_generator_as_it_was(tiny: Callable[..., Suite]) -> None:
+def test_a_preflight_leaves_the_global_generator_as_it_was(tiny: Callable[..., Suite]) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     try_networks(tiny(), BLOBS, CLASSES)
