@@ -12,9 +12,9 @@ import torch
 from kdbench.api import KdbenchError
 from kdbench.engine.store import Store, write_json
 from kdbench.records import read
-from kdbench.runs import command
-from kdbench.runs import network_figures as exhibits
+from kdbench.runs import command, network_figures
 from kdbench.runs.session import Session
+from kdbench.runs.status import status
 from kdbench.suites.suite import Suite
 from runs import DIVERGES, ON_NASTY, TINY, Json, Played, Recorder, options
 
@@ -40,12 +40,12 @@ def test_a_run_in_which_cells_fail_ends_with_1_and_says_how_many_and_why(
     changes = [f"{path}={value}" for path, value in DIVERGES.items()]
     assert command.run(tiny_file, request(golden.copy(tmp_path), changes=changes)) == 1
     assert "3 cells failed: training diverged: the loss was not finite in epoch 0" in capsys.readouterr().out
-    status = command.status(tmp_path / "out")
-    assert "cells: 10 done, 3 failed" in status
-    assert "failed: nasty--kd--mini-8--seed0: training diverged" in status
+    said = status(tmp_path / "out")
+    assert "cells: 10 done, 3 failed" in said
+    assert "failed: nasty--kd--mini-8--seed0: training diverged" in said
 
 
-def test_a_dry_run_prints_the_plan_and_plays_nothing(
+def test_a_dry_run_prints_the_plan_and_runs_nothing(
     golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     golden.copy(tmp_path)
@@ -83,7 +83,7 @@ def test_a_run_says_which_change_left_published_figures_out(
 
 
 def test_the_status_of_a_run_counts_stages_and_cells(golden: Played) -> None:
-    lines = command.status(golden.folder / "out").splitlines()
+    lines = status(golden.folder / "out").splitlines()
     assert lines[0].startswith("stages: 32 of 32 done, ")
     assert lines[1:] == ["cells: 13 done"]
 
@@ -94,14 +94,14 @@ def test_the_status_of_a_run_under_way_says_what_runs(golden: Played, tmp_path: 
     key = golden.cells["none--kd--mini-8--seed0"].keys["steal"]
     store.discard(key)
     write_json(store.checkpoint_folder(key) / "progress.json", {"share": 0.25, "text": "epoch 1/4"})
-    lines = command.status(tmp_path / "copy" / "out").splitlines()
+    lines = status(tmp_path / "copy" / "out").splitlines()
     assert lines[0].startswith("stages: 31 of 32 done, ")
-    assert lines[1] == "  under way: kd from none, seed 0 25% epoch 1/4"
+    assert lines[1] == "  running: kd from none, seed 0 25% epoch 1/4"
 
 
 def test_the_status_of_another_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(KdbenchError, match="is not the results folder of a run"):
-        command.status(tmp_path)
+        status(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_the_status_of_another_folder_is_a_sentence(tmp_path: Path) -> None:
 )
 def test_a_damaged_plan_is_a_sentence(golden: Played, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text, encoding="latin-1")
-    shutil.copytree(golden.folder / "out" / "cells", tmp_path / "cells")
+    shutil.copyfile(golden.folder / "out" / "cells.jsonl", tmp_path / "cells.jsonl")
     said = rf"^{tmp_path}/plan\.json is damaged; `kdbench run` with `--out {tmp_path}` writes it again, and repeats nothing"
     with pytest.raises(KdbenchError, match=said):
-        command.status(tmp_path)
+        status(tmp_path)
     with pytest.raises(KdbenchError, match=said):
-        exhibits.draw(tmp_path, ["answers"])
+        network_figures.draw(tmp_path, ["answers"])
 
 
 @pytest.mark.parametrize("out", ["mine.txt", "mine.txt/below"])

@@ -35,7 +35,7 @@ def test_a_run_in_plain_lines_says_what_ended_and_what_failed(watched: list[Stag
     out = io.StringIO()
     tell(PlainProgress(Console(file=out)), watched)
     lines = out.getvalue().splitlines()
-    assert lines[0] == "5 stages to do, 7 done before"
+    assert lines[0] == "5 stages to do, 7 finished before"
     assert lines[1].startswith("[1/5] read blobs: 1.5 s; ")
     assert lines[2].startswith("[2/5] train the victim, seed 0: 1.5 s; ")
     assert lines[3].startswith("[3/5] kd from none, seed 0: FAILED: it [broke]; ")

@@ -1,4 +1,4 @@
-"""The profile of a run: a line a stage, totals by kind, and what the machinery around the work cost."""
+"""The time table of a run: a line a stage, totals by kind, and the overhead beyond the stages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from kdbench.engine.plan import Plan, Stage
 from kdbench.engine.scheduler import Outcome
 from kdbench.engine.store import Store
 from kdbench.runs import command
-from kdbench.runs.timing import HEAD, profile
+from kdbench.runs.timing import HEAD, timing_table
 from runs import DUEL, Played
 
 WORK = {"images": 1000, "seconds": 4.0, "limited_seconds": 2.0, "limit_seconds": 1.5}
@@ -18,7 +18,7 @@ WORK = {"images": 1000, "seconds": 4.0, "limited_seconds": 2.0, "limit_seconds":
 
 @pytest.fixture
 def done(plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., tuple[Store, list[Stage]]]:
-    """Makes a store in which the five stages of a duel are finished, with manifests that say this."""
+    """Makes a store in which the five stages of the smallest run are finished, with manifests that say this."""
 
     def make(manifests: list[dict[str, Any]]) -> tuple[Store, list[Stage]]:
         store, stages = Store(tmp_path), list(plan(DUEL).stages.values())
@@ -34,19 +34,19 @@ def rows(text: str) -> dict[str, list[str]]:
     table = {}
     for line in text.splitlines()[1:-1]:
         kind, words = line.split(maxsplit=1)
-        *label, seconds, speed, share, overhead = words.split()
-        table[f"{kind}: {' '.join(label)}"] = [seconds, speed, share, overhead]
+        *title, seconds, speed, share, overhead = words.split()
+        table[f"{kind}: {' '.join(title)}"] = [seconds, speed, share, overhead]
     return table
 
 
-def test_a_line_says_seconds_speed_share_of_the_limit_and_overhead(done: Callable[..., Any]) -> None:
-    """By hand: 1000 images in 4 s; half of these were compared, with a loop of 1.5 s; the driver waited half a second."""
+def test_a_line_says_seconds_speed_share_of_the_bare_loop_and_overhead(done: Callable[..., Any]) -> None:
+    """By hand: 1000 images in 4 s; half of these were compared, with a loop of 1.5 s; the scheduler waited half a second."""
     idle = {"images": 0, "seconds": 0.0, "limited_seconds": 0.0, "limit_seconds": None}
     unmeasured = WORK | {"images": 500, "limited_seconds": 0.0, "limit_seconds": None}
     works = [idle, WORK, unmeasured, idle, idle]
     store, stages = done([{"seconds": 5.0, "work": work} for work in works])
     outcome = Outcome(seconds={stages[1].key: 5.5, stages[2].key: 5.25})
-    text = profile(stages, store, outcome, 12.0)
+    text = timing_table(stages, store, outcome, 12.0)
     assert text.splitlines()[0].split() == " ".join(HEAD).split()
     assert rows(text) == {
         "data: read blobs": ["5.00", "–", "–", "–"],
@@ -57,33 +57,33 @@ def test_a_line_says_seconds_speed_share_of_the_limit_and_overhead(done: Callabl
         "data: all 1": ["5.00", "–", "–", "–"],
         "train: all 1": ["5.00", "250", "75%", "0.50"],
         "steal: all 1": ["5.00", "125", "–", "0.25"],
-        "score: all 2": ["10.00", "–", "–", "–"],
+        "evaluate: all 2": ["10.00", "–", "–", "–"],
     }
     assert text.splitlines()[-1] == (
-        "12.0 s on the wall; 2 stages done now, 10.0 s of work in the workers (train 50%, steal 50%)"
+        "12.0 s on the wall; 2 stages run now, 10.0 s in the workers (train 50%, steal 50%)"
     )
 
 
 def test_totals_add_up_over_the_stages_of_a_kind(done: Callable[..., Any]) -> None:
     store, stages = done([{"seconds": 5.0, "work": WORK | {"limit_seconds": 0.5 + n / 4}} for n in range(5)])
     outcome = Outcome(seconds={stages[3].key: 6.0, stages[4].key: 5.5})
-    # scores: 1.25 and 1.5 s at the limit of 2 s each
-    assert rows(profile(stages, store, outcome, 1.0))["score: all 2"] == ["10.00", "250", "69%", "1.50"]
+    # evaluations: bare loops of 1.25 and 1.5 s, compared with 2 s each
+    assert rows(timing_table(stages, store, outcome, 1.0))["evaluate: all 2"] == ["10.00", "250", "69%", "1.50"]
 
 
 def test_a_stage_of_an_older_store_and_one_that_failed_are_no_obstacle(done: Callable[..., Any]) -> None:
     store, stages = done([{"seconds": 1.0}] * 5)
     store.discard(stages[2].key)
-    text = profile(stages, store, Outcome(problems={stages[2].key: "it broke"}), 0.5)
+    text = timing_table(stages, store, Outcome(problems={stages[2].key: "it broke"}), 0.5)
     assert "steal" not in text
     assert rows(text)["train: train the victim, seed 0"] == ["1.00", "–", "–", "–"]
-    assert text.splitlines()[-1] == "0.5 s on the wall; 0 stages done now, 0.0 s of work in the workers"
+    assert text.splitlines()[-1] == "0.5 s on the wall; 0 stages run now, 0.0 s in the workers"
 
 
-def test_a_profiled_run_measures_limits_and_prints_a_line_a_stage(
+def test_a_profiled_run_measures_bare_loops_and_prints_a_line_a_stage(
     golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was done before is shown as it was recorded: without a limit."""
+    """What was finished before is shown as it was recorded: without a bare loop."""
     request = command.Request(
         store=golden.copy(tmp_path) / "store",
         out=tmp_path / "out",
@@ -103,4 +103,4 @@ def test_a_profiled_run_measures_limits_and_prints_a_line_a_stage(
     assert fresh[2].endswith("%")
     assert float(fresh[3]) > 0
     assert float(fresh[1]) > 0
-    assert said.splitlines()[-1].partition("; ")[2].startswith("2 stages done now")
+    assert said.splitlines()[-1].partition("; ")[2].startswith("2 stages run now")

@@ -1,4 +1,4 @@
-"""Watching a run: a live display on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live display on a terminal, plain lines elsewhere."""
 
 import time
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ ROWS = 12
 
 
 def progress_display(quiet: bool = False) -> ProgressDisplay:
-    """The right watcher for where the output goes. It writes to standard error: standard output is for results."""
+    """The display that suits the terminal. It writes to standard error: standard output is for results."""
     console = Console(stderr=True)
     if quiet:
         return ProgressDisplay()
@@ -27,7 +27,7 @@ def progress_display(quiet: bool = False) -> ProgressDisplay:
 
 @dataclass
 class _Tally:
-    """How far a run is, and a guess at what is left from the stages done so far; all by kind of stage."""
+    """How far a run is, and an estimate of what is left from the stages finished so far; all by kind of stage."""
 
     todo: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
@@ -36,7 +36,7 @@ class _Tally:
 
     @classmethod
     def of(cls, stages: Mapping[str, Stage]) -> "_Tally":
-        """Of a run that has these still to do."""
+        """The tally of a run that has these stages still to do."""
         return cls(Counter(stage.kind for stage in stages.values()))
 
     def add(self, stage: Stage, seconds: float) -> None:
@@ -48,58 +48,59 @@ class _Tally:
         self.todo.subtract(stage.kind for stage in stages)
 
     def left(self) -> str:
-        """Roughly how long the rest takes, at the pace so far; empty before anything is known."""
+        """Roughly how long the rest takes, at the throughput so far; empty before anything is known."""
         if not self.done:
             return ""
-        work = sum(count * self._guess(kind) for kind, count in self.todo.items())
-        worked = sum(self.seconds.values())
-        throughput = worked / max(time.monotonic() - self.since, 1e-9)  # seconds of work a second: the workers at it
-        return f"about {duration(work / max(throughput, 1e-9))} left"
+        remaining = sum(count * self._estimate(kind) for kind, count in self.todo.items())
+        # Stage seconds a second: how many workers are busy on average.
+        throughput = sum(self.seconds.values()) / max(time.monotonic() - self.since, 1e-9)
+        return f"about {duration(remaining / max(throughput, 1e-9))} left"
 
-    def _guess(self, kind: str) -> float:
+    def _estimate(self, kind: str) -> float:
+        """Seconds of a stage of this kind: the mean of its kind, or of all kinds while none of its kind is finished."""
         if self.done[kind]:
             return self.seconds[kind] / self.done[kind]
         return sum(self.seconds.values()) / self.done.total()
 
 
 class PlainProgress(ProgressDisplay):
-    """A line for each stage that ends, and now and then one about those that run."""
+    """A line for each stage that ends, and one about the running stages when nothing ended for a while."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tally = _Tally()
-        self._total, self._spoke = 0, time.monotonic()
+        self._total, self._printed = 0, time.monotonic()
 
     def begin(self, stages: Mapping[str, Stage], cached: int) -> None:
-        """Say how much there is to do."""
+        """Print how many stages there are to do."""
         self._tally, self._total = _Tally.of(stages), len(stages)
         if stages:
-            self._say(f"{len(stages)} stages to do, {cached} done before")
+            self._print(f"{len(stages)} stages to do, {cached} finished before")
 
     def ended(self, stage: Stage, seconds: float, problem: str) -> None:
-        """Say what ended, how long it took and what is left."""
+        """Print what ended, how long it took and what is left."""
         self._tally.add(stage, seconds)
         outcome = f"FAILED: {problem}" if problem else f"{seconds:.1f} s"
-        self._say(f"[{self._tally.done.total()}/{self._total}] {stage.title}: {outcome}; {self._tally.left()}")
+        self._print(f"[{self._tally.done.total()}/{self._total}] {stage.title}: {outcome}; {self._tally.left()}")
 
     def dropped(self, stages: list[Stage]) -> None:
-        """Count them out."""
+        """Take them out of the estimate."""
         self._tally.drop(stages)
 
     def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
-        """Say what runs, if nothing was said for a while."""
-        if running and time.monotonic() - self._spoke > PLAIN_SECONDS:
-            self._say(
+        """Print what runs, if nothing was printed for a while."""
+        if running and time.monotonic() - self._printed > PLAIN_SECONDS:
+            self._print(
                 "running: " + "; ".join(f"{s.title} {share:.0%} {text}".rstrip() for s, share, text in running.values())
             )
 
-    def _say(self, text: str) -> None:
-        self._spoke = time.monotonic()
+    def _print(self, text: str) -> None:
+        self._printed = time.monotonic()
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveProgress(ProgressDisplay):
-    """A bar for the whole run and a line for each stage at work."""
+    """A bar for the whole run and a line for each running stage."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -110,11 +111,11 @@ class LiveProgress(ProgressDisplay):
         self._live = Live(console=console, transient=True, auto_refresh=False)
 
     def begin(self, stages: Mapping[str, Stage], cached: int) -> None:
-        """Put up the bar."""
+        """Show the bar."""
         if not stages:
             return
         self._tally = _Tally.of(stages)
-        self._bar.reset(self._task, total=len(stages), description=f"{cached} done before")
+        self._bar.reset(self._task, total=len(stages), description=f"{cached} finished before")
         self._live.start()
 
     def ended(self, stage: Stage, seconds: float, problem: str) -> None:
@@ -125,22 +126,22 @@ class LiveProgress(ProgressDisplay):
             self._console.print(f"FAILED {stage.title}: {problem}", style="red", markup=False, highlight=False)
 
     def dropped(self, stages: list[Stage]) -> None:
-        """Count them out."""
+        """Take them out of the estimate."""
         self._tally.drop(stages)
 
     def tick(self, running: dict[str, tuple[Stage, float, str]]) -> None:
-        """Redraw."""
+        """Draw the running stages again."""
         rows = [Text(f"  {stage.title}  {share:.0%}  {text}", "dim") for stage, share, text in running.values()]
         if self._live.is_started:
             self._live.update(Group(self._bar, *rows[:ROWS]), refresh=True)
 
     def close(self) -> None:
-        """Take the display down, whatever came between."""
+        """Remove the display, however the run ended."""
         self._live.stop()
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a person's words."""
+    """Seconds as people say them: "80 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from kdbench.engine.plan import Plan, PlannedCell, data_stage
+from kdbench.engine.plan import Plan, PlannedCell
+from kdbench.engine.planner import data_stage
 from kdbench.engine.scheduler import Outcome
 from kdbench.engine.stages import TENSORS
 from kdbench.engine.store import Store

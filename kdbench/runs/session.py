@@ -4,7 +4,9 @@ from pathlib import Path
 
 from kdbench import records
 from kdbench.engine.executors.local import LocalExecutor
-from kdbench.engine.plan import Numerics, Plan, data_stage, make_plan
+from kdbench.engine.parts import Numerics
+from kdbench.engine.plan import Plan
+from kdbench.engine.planner import data_stage, make_plan
 from kdbench.engine.scheduler import Outcome, ProgressDisplay, WorkerOptions, data_digest, force, run_stages
 from kdbench.engine.stages import TENSORS
 from kdbench.engine.store import Store, collect_garbage
