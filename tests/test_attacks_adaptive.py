@@ -454,7 +454,7 @@ def test_skeptical_students_in_company_learn_what_they_learn_alone(data: Split, 
     for seed in (0, 1):
         stolen(None, seed, alone)
     fused = FusedTraining()
-    fused.play([lambda s=seed: stolen(fused, s, together) for seed in (0, 1)])  # type: ignore[misc]
+    fused.run([lambda s=seed: stolen(fused, s, together) for seed in (0, 1)])  # type: ignore[misc]
     assert all(equal(alone[seed], together[seed]) for seed in (0, 1))
 
 

@@ -344,7 +344,7 @@ def test_denoisers_in_company_learn_what_they_learn_alone(data: Split, victim: n
     for number in (0, 1):
         stolen(None, number, alone)
     fused = FusedTraining()
-    fused.play([lambda s=number: stolen(fused, s, together) for number in (0, 1)])  # type: ignore[misc]
+    fused.run([lambda s=number: stolen(fused, s, together) for number in (0, 1)])  # type: ignore[misc]
     for number in (0, 1):
         torch.testing.assert_close(together[number], alone[number], atol=1e-3, rtol=1e-3)
 

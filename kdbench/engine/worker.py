@@ -78,7 +78,7 @@ def _attempts(store: Store, keys: Sequence[str]) -> list[int]:
     def seat(key: str, stage_log: StageLog) -> Callable[[], None]:
         return lambda: codes.append(_attempt(store, key, stage_log, fused_stages))
 
-    fused_stages.fused.play([seat(key, stage_log) for key, stage_log in zip(keys, stage_logs, strict=True)])
+    fused_stages.fused.run([seat(key, stage_log) for key, stage_log in zip(keys, stage_logs, strict=True)])
     return codes
 
 
@@ -113,7 +113,7 @@ def _do(store: Store, key: str, stage_log: StageLog, fused_stages: FusedStages |
     start = time.perf_counter()
     workspace = Workspace(store, stage_log.out, stage_log, numerics["device"], Path(order["data_folder"]), fused_stages)
     metrics = run_stage(order["kind"], order["spec"], workspace)
-    seconds = time.perf_counter() - start - (fused_stages.fused.idle() if fused_stages else 0.0)
+    seconds = time.perf_counter() - start - (fused_stages.fused.waited() if fused_stages else 0.0)
     content = {"content": file_digest(stage_log.out / TENSORS)} if order["kind"] == "data" else {}
     return {
         **order,

@@ -1,1 +1,1 @@
-"""The one training loop: fit, augmentation, folding of batch norms, fused training."""
+"""Training: the one loop behind `fit`, augmentation, batch-norm folding, fused training."""

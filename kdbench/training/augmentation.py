@@ -1,4 +1,4 @@
-"""Augmentation on the device: a batch is one gather of windows from images that were padded once."""
+"""Augmentation on the device: a batch is one gather of random crops from images that were padded once."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from kdbench.game.methods import Recipe
 
 
 def augmented(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """Index (M,) -> those of the images `x` (N,C,H,W), each in a random window after zero padding and maybe flipped.
+    """A function: index (M,) -> those images of `x` (N,C,H,W) as random crops after zero padding, each flipped or not.
 
-    The padded images are laid out once, channels last, and a batch is a gather of their windows: nothing is copied twice.
+    The padded images are stored once, channels last, and a batch is one gather of their windows: nothing is copied twice.
     """
     pad, (images, channels, height, width) = recipe.crop, x.shape
     padded = x.new_zeros(images, height + 2 * pad, width + 2 * pad, channels)
@@ -29,10 +29,10 @@ def augmented(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Callable
 
 
 def _flipped(images: Tensor, chance: Tensor) -> Tensor:
-    """Each of `images` (N,C,H,W) flipped from left to right where its `chance` (N,) is below a half."""
+    """Each of `images` (N,C,H,W) flipped from left to right where its `chance` (N,) is below 0.5."""
     if images.device.type == "cpu":
         chosen = (chance < 0.5).nonzero().flatten()
         images[chosen] = images[chosen].flip(3)
         return images
-    # Where an accelerator works by itself, counting the chosen would make the host wait for it.
+    # On an accelerator, counting the chosen would make the host wait for it.
     return torch.where((chance < 0.5)[:, None, None, None], images.flip(3), images)

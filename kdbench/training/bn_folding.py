@@ -1,4 +1,4 @@
-"""The folded form of a network: batch norms inside the convolutions before them. The same answers, sooner."""
+"""Batch-norm folding: the same network with batch norms merged into the convolutions before them, which is faster."""
 
 import copy
 from collections import Counter
@@ -10,29 +10,29 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kdbench.game.roles import seeded
 
-TRIED = 16  # images on which a folded network has to answer as the network itself does
+COMPARED = 16  # images on which a folded network has to give the answers of the network itself
 ROUNDING = 1e-4  # by which its answers may differ, as a share of the largest of them
 WIDE = 16 * 16  # pixels above which convolutions on a CPU are faster in channels-last order
 
 
 def folded(network: nn.Module, x: Tensor) -> nn.Module:
-    """A frozen copy of `network` in eval mode, for asking and attacking: each `BatchNorm2d` right after a `Conv2d` is
-    folded into it, and on a CPU the weights lie in the order that is faster there.
+    """A frozen copy of `network` in eval mode, for queries and attacks: each `BatchNorm2d` right after a `Conv2d` is
+    folded into it, and on a CPU the weights have the memory format that is faster there.
 
     x: images (N,C,H,W) on the network's device. The copy has given the answers of the network on the first of them, up
-    to `ROUNDING`; where no faster form does, it is a plain copy. That is so for what torch.fx cannot trace (branches on
-    values) and what needs one memory order (`view` across channels). A layer stays as it is when it has hooks, is
-    called more than once, shares its output or its weights with other code, or has no running statistics. Hooks come
-    along with the copy, and what they close over stays the original's. `network` itself is left untouched.
+    to `ROUNDING`; where no faster form does, it is a plain copy. That is so for networks that torch.fx cannot trace
+    (branches on values) or that need one memory format (`view` across channels). A layer stays as it is when it has
+    hooks, is called more than once, shares its output or its weights with other code, or has no running statistics.
+    Hooks are copied too; objects in their closures are shared with the original. `network` itself is not changed.
     """
-    plain, x = _copy(network), x[:TRIED]
+    plain, x = _copy(network), x[:COMPARED]
     expected = _answers(plain, x)
-    forms = (_fold(_copy(network)).to(memory_format=order) for order in _orders(network, x))
+    forms = (_fold(_copy(network)).to(memory_format=memory_format) for memory_format in _formats(network, x))
     return next((form for form in forms if _agrees(form, x, expected)), plain)
 
 
-def _orders(network: nn.Module, x: Tensor) -> list[torch.memory_format]:
-    """Orders of weights in memory, the faster first. On CPUs, channels-last pays for large images and for pooling."""
+def _formats(network: nn.Module, x: Tensor) -> list[torch.memory_format]:
+    """Memory formats of weights, the faster first. On CPUs, channels-last pays for large images and for pooling."""
     if x.device.type != "cpu":
         return [torch.preserve_format]
     pools = any(isinstance(layer, nn.MaxPool2d) for layer in network.modules())
@@ -48,7 +48,7 @@ def _copy(network: nn.Module) -> nn.Module:
 
 
 def _answers(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad(), seeded(0, str(x.device)):  # a network that draws draws the same each time
+    with torch.no_grad(), seeded(0, str(x.device)):  # a network that draws random numbers draws the same each time
         answers: Tensor = network(x)
     return answers
 
@@ -56,14 +56,14 @@ def _answers(network: nn.Module, x: Tensor) -> Tensor:
 def _agrees(network: nn.Module, x: Tensor, expected: Tensor) -> bool:
     try:
         answers = _answers(network, x)
-    except RuntimeError:  # a view that this memory order does not allow
+    except RuntimeError:  # a view that this memory format does not allow
         return False
     room = ROUNDING * float(expected.nan_to_num(0, 0, 0).abs().max()) if expected.numel() else 0.0
     return bool(torch.isclose(answers, expected, rtol=0, atol=room, equal_nan=True).all())
 
 
 def _fold(network: nn.Module) -> nn.Module:
-    """Fold in place. The network goes on running its own code: of the trace, only who follows whom is believed."""
+    """Fold in place. The network keeps running its own code; the trace is used only for which layer follows which."""
     for convolution, norm in list(_pairs(network)):
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -76,12 +76,12 @@ def _fold(network: nn.Module) -> nn.Module:
             norm.weight,
             norm.bias,
         )
-        # Silenced, not replaced in its parent: the network may hold the layer in more than one place.
-        norm.forward = _same  # type: ignore[method-assign]
+        # Made an identity, not replaced in its parent: the network may hold the layer in more than one place.
+        norm.forward = _identity  # type: ignore[method-assign]
     return network
 
 
-def _same(input: Tensor) -> Tensor:
+def _identity(input: Tensor) -> Tensor:
     return input
 
 
@@ -95,29 +95,29 @@ def _pairs(network: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     for node in nodes:
         convolution, norm = layers.get(_before(node)), layers.get(str(node.target))
         # Exact types: a subclass may do anything.
-        if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and _untouched(convolution, norm):
+        if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and _plain(convolution, norm):
             yield convolution, norm
 
 
 def _before(node: fx.Node) -> str:
-    """The layer whose output goes to this layer, as its only input, and to no other code; "" if there is none."""
+    """The name of the layer whose output is this layer's only input, and goes nowhere else; "" if there is none."""
     before = node.args[0] if node.op == "call_module" and len(node.args) == 1 and not node.kwargs else None
     if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
         return str(before.target)
     return ""
 
 
-def _untouched(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-    """There are statistics to fold, and nobody looks into the layers (hooks may also set weights) or has patched them."""
+def _plain(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    """Whether there are statistics to fold, and neither layer has hooks (which may set weights) or a patched `forward`."""
     pair = (convolution, norm)
     hooks = [m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in pair]
     return norm.running_mean is not None and not any(hooks) and not any("forward" in vars(m) for m in pair)
 
 
 def _trace(network: nn.Module) -> fx.Graph | None:
-    scratch = copy.deepcopy(network)  # a network may keep the tracer's stand-ins
+    scratch = copy.deepcopy(network)  # a network may keep the tracer's proxies
     try:
         with seeded(0):
             return fx.Tracer().trace(scratch)
-    except Exception:  # what a network does with the tracer's stand-ins, and what that raises, is its own affair
+    except Exception:  # a network may do anything with the tracer's proxies, and raise anything
         return None

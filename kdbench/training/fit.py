@@ -1,4 +1,4 @@
-"""Training, and its twins for answers. Data are whole tensors on the device; nothing is loaded."""
+"""Training, and inference. Data are whole tensors on the device; nothing is loaded."""
 
 from collections.abc import Callable
 
@@ -10,20 +10,20 @@ from kdbench.game.methods import Context
 from kdbench.training.bn_folding import folded
 from kdbench.training.loop import Loss, QueryFunction, Target, TrainingLoop, autocast
 
-CONSTANT = (nn.Conv1d, nn.Conv2d, nn.Linear)  # layers whose weights autocast would cast again at every question
+CONSTANT = (nn.Conv1d, nn.Conv2d, nn.Linear)  # layers whose weights autocast would cast again at every query
 
 
 def fit(model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context, name: str | None = None) -> None:
     """Train `model` in place by `ctx.recipe` on images `x` (N,C,H,W) in [0,1], and leave it in eval mode.
 
-    target: what `loss(logits, target)` takes. A tensor (N,...) is cut to the batch; a callable is asked on each
+    target: what `loss(logits, target)` takes. A tensor (N,...) is cut to the batch; a function is called on each
     augmented batch (without gradient); a tuple of these gives a tuple. Losses get fp32 whatever the precision. The last
     epoch counts. A fit that was interrupted goes on from its last checkpoint, to the same numbers. name: of that
     checkpoint, for a fit which a resumed method leaves out when it is over; other fits are numbered in their order.
     Raises `Diverged` with the epoch when the loss is no longer finite, `KdbenchError` when there is nothing to train on.
     """
     if len(x) == 0:
-        raise KdbenchError("there are no images to train on: under this threat model the player owns none")
+        raise KdbenchError("there are no images to train on: in this scenario the attacker has none")
     loop = TrainingLoop(model, loss, x, target, ctx, name)
     if ctx.engine.fused:
         ctx.engine.fused(loop)

@@ -1,4 +1,4 @@
-"""One fit under way: the training loop, its optimiser and rates, its checkpoints, its profile."""
+"""The training loop behind `fit`: batches, optimizer, learning rate, checkpoints, throughput."""
 
 import copy
 import math
@@ -17,15 +17,20 @@ from kdbench.game.roles import draw_seed, seeded
 from kdbench.training.augmentation import augmented
 
 QueryFunction = Callable[[Tensor], Tensor]
-Part = Tensor | QueryFunction
-Target = Part | tuple[Part, ...]
-Loss = Callable[[Tensor, Any], Tensor]
+"""Images (N,C,H,W) in [0,1] -> logits or log-probabilities (N,K)."""
 
-WARM_STEPS, BARE_STEPS = 3, 20  # of a bare loop, timed for a profile
+SingleTarget = Tensor | QueryFunction
+Target = SingleTarget | tuple[SingleTarget, ...]
+"""What a loss compares logits with: a tensor (N,...) of all images, or a function of the batch, or a tuple of these."""
+
+Loss = Callable[[Tensor, Any], Tensor]
+"""Logits (M,K) in fp32 and the batch's target -> a scalar."""
+
+WARM_STEPS, BARE_STEPS = 3, 20  # of a bare loop: not timed, and timed
 
 
 class TrainingLoop:
-    """A network to train, on what, and how far that is; what an interrupted run kept is put back."""
+    """A network in training, its data and its progress. It starts from the checkpoint of an interrupted run, if there is one."""
 
     def __init__(
         self, model: nn.Module, loss: Loss, x: Tensor, target: Target, ctx: Context, name: str | None = None
@@ -38,7 +43,7 @@ class TrainingLoop:
         self._target = target
         self._checkpoint = ctx.checkpoint(name or ctx.log.next_fit())
         self.seconds = 0.0
-        self._trained, self._asking = 0, 0.0
+        self._trained, self._querying = 0, 0.0
         self._last: tuple[Tensor, Any] = (x[:0], None)
         self._resume()
 
@@ -48,12 +53,12 @@ class TrainingLoop:
         return self.ctx.recipe.epochs - self.done
 
     def finish(self) -> None:
-        """Do what is left, and leave the network in eval mode."""
+        """Train the epochs that are left, and leave the network in eval mode."""
         while self.left:
             start = self.now()
             loss = self.epoch()
-            self.ended(loss, self.now() - start)
-        self.ctx.log.timed(self._trained, self.seconds, self._limit() if self.ctx.log.profiling else None)
+            self.end_epoch(loss, self.now() - start)
+        self.ctx.log.timed(self._trained, self.seconds, self._bare_throughput() if self.ctx.log.profiling else None)
         self.optimizer.zero_grad(set_to_none=True)  # gradients are a second copy of the weights
         self.model.eval()
 
@@ -66,7 +71,7 @@ class TrainingLoop:
             for step, index in enumerate(batches):
                 set_rate(self.optimizer, self.ctx.recipe, self.done + step / len(batches))
                 x = self.images(index)
-                total += self._step(x, self.answers(x, index))
+                total += self._step(x, self.targets(x, index))
         return float(total) / len(batches)
 
     def batches(self) -> Sequence[Tensor]:
@@ -77,18 +82,21 @@ class TrainingLoop:
         # Batch norm cannot normalise a batch of one image.
         return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
-    def answers(self, x: Tensor, index: Tensor) -> Any:
-        """The target of a batch `x`, the images at `index`."""
+    def targets(self, x: Tensor, index: Tensor) -> Any:
+        """The target of a batch `x` (M,C,H,W), the augmented images at `index` (M,)."""
         start = self.now()
         with autocast(self.ctx):
-            target = _resolve(self._target, x, index)
-        self._asking += self.now() - start
+            target = _of_batch(self._target, x, index)
+        self._querying += self.now() - start
         if len(x) >= len(self._last[0]):  # the last batch of an epoch may be too small to tell anything
             self._last = x, target
         return target
 
-    def ended(self, loss: float, seconds: float) -> None:
-        """Count an epoch and its mean loss, say how far the fit is, and keep it if it is time."""
+    def end_epoch(self, loss: float, seconds: float) -> None:
+        """Count an epoch that took `seconds`, report progress, and save a checkpoint if one is due.
+
+        Raises `Diverged` when the mean `loss` is not finite.
+        """
         if not math.isfinite(loss):
             raise Diverged(self.done)
         self.done += 1
@@ -101,7 +109,7 @@ class TrainingLoop:
             self._checkpoint.save(state)
 
     def now(self) -> float:
-        """The time in seconds; for a profile, after all that an accelerator was given to do."""
+        """The time in seconds; when throughput is measured, after all work queued on an accelerator."""
         if self.ctx.log.profiling and self.ctx.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -109,8 +117,8 @@ class TrainingLoop:
     def _step(self, x: Tensor, target: Any) -> Tensor:
         return _step(self._network, self.optimizer, self.loss, x, target, self.ctx)
 
-    def _limit(self) -> float | None:
-        """Images/s of a bare loop: the targets as they were asked for, and steps of a copy on the last batch."""
+    def _bare_throughput(self) -> float | None:
+        """Images/s of a bare loop: the queries at the time they took, and steps of a copy on the last batch."""
         if not self._trained:
             return None
         state = self.ctx.generator.get_state()
@@ -124,7 +132,7 @@ class TrainingLoop:
                 step()
             seconds = (self.now() - start) / BARE_STEPS
         self.ctx.generator.set_state(state)  # a loss may have drawn from it
-        return self._trained / (self._asking + seconds * self._trained / len(self._last[0]))
+        return self._trained / (self._querying + seconds * self._trained / len(self._last[0]))
 
     def _resume(self) -> None:
         state = self._checkpoint.load()
@@ -136,12 +144,12 @@ class TrainingLoop:
 
 
 def autocast(ctx: Context) -> AbstractContextManager[object]:
-    """In what forward passes run: under bf16, layers that gain by it compute in it."""
+    """Autocast context for forward passes under bf16; does nothing in fp32."""
     return torch.autocast(ctx.device, torch.bfloat16) if ctx.precision == "bf16" else nullcontext()
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser of a recipe, for the parameters of `model`."""
+    """The optimizer of a recipe, for the parameters of `model`."""
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     return torch.optim.SGD(
@@ -182,9 +190,9 @@ def _step(
     return value.detach()
 
 
-def _resolve(target: Target, images: Tensor, index: Tensor) -> Any:
+def _of_batch(target: Target, images: Tensor, index: Tensor) -> Any:
     if isinstance(target, tuple):
-        return tuple(_resolve(part, images, index) for part in target)
+        return tuple(_of_batch(part, images, index) for part in target)
     if isinstance(target, Tensor):
         return target[index]
     with torch.no_grad():
@@ -193,14 +201,14 @@ def _resolve(target: Target, images: Tensor, index: Tensor) -> Any:
 
 
 def restore(part: nn.Module | torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state dict, as a checkpoint kept it, into a network or an optimiser."""
-    part.load_state_dict(state)  # type: ignore[arg-type]  # an optimiser declares dict
+    """Load a state dict, as a checkpoint kept it, into a network or an optimizer."""
+    part.load_state_dict(state)  # type: ignore[arg-type]  # an optimizer declares dict
     if isinstance(part, torch.optim.Optimizer):
         match_memory_format(part)
 
 
 def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Give what an optimiser remembers of a weight the weight's layout: fused steps take the two for equal in memory."""
+    """Give the state that an optimizer keeps for a weight the weight's memory format, which fused steps assume."""
     for weight, memory in optimizer.state.items():
         for name, value in memory.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
