@@ -1,11 +1,10 @@
-"""Figures out of the store: what they draw is what the victims say, hold and leak, and they leave the store alone."""
+"""Network figures: they draw what the victims of a run answer, compute and leak, and only read the store."""
 
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -15,17 +14,17 @@ from torch import Tensor, nn
 from helpers import context
 from kdbench import registry
 from kdbench.api import KdbenchError, Split
-from kdbench.board.plots import networks as board
+from kdbench.board.plots import networks
 from kdbench.board.plots.networks import ComparedVictims, FeatureMaps, ImageGrids, PredictionBars
 from kdbench.cli import main
 from kdbench.defenses.stingy import Stingy
-from kdbench.engine.stage_log import StageLog
 from kdbench.engine.stages import Standardise
 from kdbench.engine.store import Store
 from kdbench.engine.tensors import load_tensors, load_weights
-from kdbench.records import Cell, MethodRecord
-from kdbench.runs import network_figures as exhibits
-from kdbench.runs.network_figures import FIGURES, NetworkFigures, penultimate
+from kdbench.records import Cell, DefenseRecord
+from kdbench.runs import network_figures
+from kdbench.runs.network_figures import FIGURES
+from kdbench.runs.victims import FinishedRun
 from kdbench.suites.suite import Suite
 from runs import Json, Played, Recorder, run
 
@@ -50,17 +49,17 @@ def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def figures_of(played: Played, tmp_path: Path) -> NetworkFigures:
-    return hung(played, tmp_path)
+def finished_run(played: Played, tmp_path: Path) -> FinishedRun:
+    return opened(played, tmp_path)
 
 
-def hung(played: Played, scratch: Path) -> NetworkFigures:
-    return NetworkFigures(played.folder / "out", list(played.cells.values()), played.folder / "store", scratch)
+def opened(played: Played, scratch: Path) -> FinishedRun:
+    return FinishedRun(played.folder / "out", list(played.cells.values()), played.folder / "store", scratch)
 
 
-def shown(figures_of: NetworkFigures, name: str) -> "dict[str, tuple[object, ...]]":
+def shown(finished_run: FinishedRun, name: str) -> "dict[str, tuple[object, ...]]":
     """The arguments with which each plot of a figure would be drawn, by the plot's name."""
-    return {plot.name: plot.figure.args for plot in FIGURES[name](figures_of)}  # type: ignore[attr-defined]
+    return {plot.name: plot.figure.args for plot in FIGURES[name](finished_run)}  # type: ignore[attr-defined]
 
 
 def asked(played: Played, name: str) -> Cell:
@@ -90,9 +89,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(
-    played: Played, figures_of: NetworkFigures
+    played: Played, finished_run: FinishedRun
 ) -> None:
-    found = shown(figures_of, "answers")
+    found = shown(finished_run, "answers")
     assert list(found) == ["answers-nasty", "answers-stingy"]
     tensors = data(played)
     first = [int((tensors["test.y"] == label).nonzero()[0]) for label in range(3)]
@@ -103,10 +102,10 @@ def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(
         "answers-nasty": lambda x: victim(played, asked(played, "nasty").keys["harden"])(x).log_softmax(1),
         "answers-stingy": Stingy(**asked(played, "stingy").defense.fields).serve(normal, ctx),  # type: ignore[union-attr]
     }
-    for name, (replies,) in found.items():
-        assert isinstance(replies, PredictionBars)
-        assert replies.temperatures == (1, 4)
-        figure = board.answers(replies)
+    for name, (bars,) in found.items():
+        assert isinstance(bars, PredictionBars)
+        assert bars.temperatures == (1, 4)
+        figure = networks.answers(bars)
         with torch.no_grad():
             said = [normal(x).log_softmax(1), services[name](x)]
         for row in range(3):
@@ -117,43 +116,49 @@ def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(
                 assert heights == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 
-def test_a_row_shows_its_image_and_names_its_class(figures_of: NetworkFigures) -> None:
-    [replies] = shown(figures_of, "answers")["answers-nasty"]
-    assert isinstance(replies, PredictionBars)
-    figure = board.answers(replies)
+def test_a_row_shows_its_image_and_names_its_class(finished_run: FinishedRun) -> None:
+    [bars] = shown(finished_run, "answers")["answers-nasty"]
+    assert isinstance(bars, PredictionBars)
+    figure = networks.answers(bars)
     assert len(figure.axes) == 3 * (1 + 2 * 2)
-    for row, label in enumerate(replies.labels):
+    for row, label in enumerate(bars.labels):
         photo = figure.axes[5 * row]
         assert photo.get_ylabel() == f"class {label}"
-        assert np.array_equal(photo.images[0].get_array(), replies.images[row])
-        assert replies.images[row].min() < replies.images[row].max()
+        assert np.array_equal(photo.images[0].get_array(), bars.images[row])
+        assert bars.images[row].min() < bars.images[row].max()
 
 
-def test_a_victim_is_asked_at_the_temperature_of_kd_or_at_1_alone(played: Played) -> None:
-    cells = [cell for cell in played.cells.values() if cell.attack.method == "deep-inversion"]
-    assert exhibits._temperatures(cells)[0] == (1,)
-    assert exhibits._temperatures(played.cells.values())[0] == (1, 4)
+def test_predictions_are_shown_at_the_temperature_of_most_attacks_or_at_1_alone(played: Played) -> None:
+    cells = list(played.cells.values())
+    without = [replace(cell, attack=replace(cell.attack, fields={})) for cell in cells]
+    assert network_figures._temperatures(without)[0] == (1,)
+    hotter = [
+        replace(cell, attack=replace(cell.attack, name=name, fields={"temperature": 20.0}))
+        for cell in cells
+        for name in ("a", "b", "c")
+    ]
+    assert network_figures._temperatures([*cells, *hotter])[0] == (1, 20)
 
 
 def test_the_same_answers_are_not_drawn(played: Played, tmp_path: Path) -> None:
     """A defense that leaves the victim as it is and all its answers too."""
     honest = [cell for cell in played.cells.values() if cell.defense and cell.defense.name == "none"]
-    twins = [replace(cell, defense=MethodRecord("idle", "idle", {}, "made up")) for cell in honest]
-    figures_of = NetworkFigures(tmp_path, [*honest, *twins], played.folder / "store", tmp_path)
+    copies = [replace(cell, defense=DefenseRecord("idle", "idle", {}, "made up")) for cell in honest]
+    finished_run = FinishedRun(tmp_path, [*honest, *copies], played.folder / "store", tmp_path)
     for name, lacks in {"answers": "answers otherwise than", "features": "has another network than"}.items():
         with pytest.raises(KdbenchError, match=f"No defense in .* {lacks} 'none'"):
-            FIGURES[name](figures_of)
+            FIGURES[name](finished_run)
 
 
 def test_features_are_mapped_where_a_defense_has_a_network_of_its_own(
-    played: Played, figures_of: NetworkFigures
+    played: Played, finished_run: FinishedRun
 ) -> None:
-    found = shown(figures_of, "features")
+    found = shown(finished_run, "features")
     assert list(found) == ["features-nasty"]
     [maps] = found["features-nasty"]
     assert isinstance(maps, FeatureMaps)
     assert maps.labels.tolist() == data(played)["test.y"].tolist()
-    figure = board.features(maps)
+    figure = networks.features(maps)
     assert [ax.get_title() for ax in figure.axes] == ["normal", "nasty"]
     for ax, places in zip(figure.axes, (maps.normal, maps.defended), strict=True):
         drawn = [np.asarray(dots.get_offsets()) for dots in ax.collections]
@@ -165,24 +170,25 @@ def test_features_are_mapped_where_a_defense_has_a_network_of_its_own(
 
 def test_at_most_a_thousand_images_are_mapped_and_of_all_classes() -> None:
     """Of a test set that is sorted by class too."""
-    chosen = exhibits._choice(10_000)
+    chosen = network_figures._choice(10_000)
     assert len(chosen) == len(chosen.unique()) == 1000
     assert len((chosen // 1000).unique()) == 10
-    assert exhibits._choice(7).tolist() == list(range(7))
+    assert network_figures._choice(7).tolist() == list(range(7))
 
 
-def test_inverted_images_stand_in_the_row_of_their_class(played: Played, figures_of: NetworkFigures) -> None:
-    found = shown(figures_of, "inverted")
+def test_inverted_images_stand_in_the_row_of_their_class(played: Played, finished_run: FinishedRun) -> None:
+    found = shown(finished_run, "inverted")
     assert list(found) == ["inverted-nasty"]
-    [sheets] = found["inverted-nasty"]
-    assert isinstance(sheets, ImageGrids)
-    assert sheets.labels.tolist() == [index % 3 for index in range(INVERTED)]
+    [grids] = found["inverted-nasty"]
+    assert isinstance(grids, ImageGrids)
+    assert grids.labels.tolist() == [index % 3 for index in range(INVERTED)]
     key = played.cells["nasty--deep-inversion--mini-8--seed0"].keys["steal"]
-    picture = matplotlib.image.imread(played.store.path(key) / "inverted.png")
-    assert np.array_equal(sheets.defended[1], picture[2 : 2 + 64 : 8, 68 : 68 + 64 : 8])  # the second of the first row
-    figure = board.inverted(sheets)
+    kept = load_tensors(played.store.path(key) / "inverted.safetensors")
+    assert kept["labels"].tolist() == grids.labels.tolist()
+    assert np.array_equal(grids.defended, kept["images"].expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
+    figure = networks.inverted(grids)
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["0", "1", "2"]
-    for ax, images in zip(figure.axes, (sheets.normal, sheets.defended), strict=True):
+    for ax, images in zip(figure.axes, (grids.normal, grids.defended), strict=True):
         for drawn in ax.images:
             left, right, bottom, top = drawn.get_extent()
             column, row = round((left + right) / 2), round((bottom + top) / 2)
@@ -190,33 +196,20 @@ def test_inverted_images_stand_in_the_row_of_their_class(played: Played, figures
         assert len(ax.images) == 3 * 6
 
 
-@pytest.mark.parametrize("count", [1, 2, 10, 64])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 80, 72)])
-def test_a_sheet_is_taken_apart_into_the_images_that_it_was_made_of(
-    count: int, shape: tuple[int, int, int], tmp_path: Path
-) -> None:
-    x = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
-    StageLog(tmp_path, tmp_path).images("inverted", x)
-    tiles = exhibits._tiles(tmp_path / "inverted.png", shape[1:])
-    expected = x.expand(count, 3, *shape[1:]).permute(0, 2, 3, 1).numpy()
-    assert tiles.shape == expected.shape
-    assert np.abs(tiles - expected).max() <= 0.5 / 255 + 1e-6
-
-
 def test_with_few_images_of_a_class_a_row_holds_several_classes() -> None:
-    rows = board._rows(np.arange(20) % 100)
+    rows = networks._rows(np.arange(20) % 100)
     assert [row.tolist() for row in rows] == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
-    assert [board._span(row) for row in rows] == ["0–7", "8–15", "16–19"]
+    assert [networks._span(row) for row in rows] == ["0–7", "8–15", "16–19"]
 
 
 def test_a_row_is_no_longer_than_eight_images_and_all_are_alike() -> None:
-    assert [row.tolist() for row in board._rows(np.arange(5) % 2)] == [[0, 2], [1, 3]]
-    assert [len(row) for row in board._rows(np.arange(64) % 3)] == [8, 8, 8]
+    assert [row.tolist() for row in networks._rows(np.arange(5) % 2)] == [[0, 2], [1, 3]]
+    assert [len(row) for row in networks._rows(np.arange(64) % 3)] == [8, 8, 8]
 
 
 @pytest.mark.parametrize("classes", [2, 10, 11, 100, 200, 1000])
 def test_classes_are_ticked_so_that_their_numbers_do_not_touch(classes: int) -> None:
-    ticks = board._ticks(classes)
+    ticks = networks._ticks(classes)
     assert ticks[0] == 0
     assert ticks == [*range(classes)] if classes <= 10 else 3 <= len(ticks) <= 5
 
@@ -226,62 +219,15 @@ def test_colour_images_of_many_classes_are_drawn_too(classes: int, tmp_path: Pat
     generator = np.random.default_rng(0)
     images, labels = generator.random((4, 32, 32, 3)), np.arange(4) % classes
     said = generator.random((1, 4, classes))
-    figure = board.answers(PredictionBars(PAIR, images, labels, (1.0,), said, said, ""))
+    figure = networks.answers(PredictionBars(PAIR, images, labels, (1.0,), said, said, ""))
     figure.savefig(tmp_path / "answers.png")
     assert len(figure.axes) == 4 * 3
     labels = np.arange(300) % classes
     places = generator.random((300, 2))
-    figure = board.features(FeatureMaps(PAIR, labels, places, places, ""))
+    figure = networks.features(FeatureMaps(PAIR, labels, places, places, ""))
     figure.savefig(tmp_path / "features.png")
     assert len(figure.axes[0].collections) == classes
     assert bool(figure.legends) == (classes == 3)
-
-
-# Penultimate features
-
-
-NETWORKS = [entry.name for entry in registry.entries("model") if not hasattr(entry.load(), "argument")]
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_penultimate_features_are_what_a_linear_layer_makes_logits_of(name: str) -> None:
-    """With 16 classes, as many as some inner 1x1 convolutions have channels."""
-    network = registry.load("model", name)((3, 16, 16), 16).eval()
-    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    features = penultimate(network, x, 16)
-    classifier = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
-    with torch.no_grad():
-        assert torch.allclose(classifier(features), network(x), atol=1e-5)
-    assert not any(layer._forward_pre_hooks for layer in network.modules())
-
-
-class Convolved(nn.Module):
-    """A classifier that is a convolution, averaged afterwards; it stands before the features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.classifier = nn.Conv2d(5, 3, 1)
-        self.features = nn.Conv2d(1, 5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N,1,H,W) -> logits (N,3)."""
-        logits: Tensor = self.classifier(self.features(x)).mean((2, 3))
-        return logits
-
-
-def test_a_convolution_may_classify_wherever_it_stands() -> None:
-    network, x = Convolved().eval(), torch.rand(300, 1, 8, 8)
-    features = penultimate(network, x, 3)
-    with torch.no_grad():
-        assert torch.allclose(features, network.features(x).mean((2, 3)), atol=1e-6)
-        assert torch.allclose(
-            features @ network.classifier.weight.flatten(1).T + network.classifier.bias, network(x), atol=1e-5
-        )
-
-
-def test_a_network_without_a_classifier_is_named() -> None:
-    with pytest.raises(KdbenchError, match="The network Sequential has no linear layer with 3 outputs"):
-        penultimate(nn.Sequential(nn.Flatten()), torch.rand(2, 1, 1, 3), 3)
 
 
 # The command
@@ -341,13 +287,13 @@ def test_a_stage_that_is_not_there_is_named_with_the_command_that_makes_it(
 def test_a_run_without_an_inversion_has_no_inverted_images(golden: Played) -> None:
     said = mistake(golden.folder / "out", "inverted", golden.folder / "store")
     assert "left inverted images of a victim" in said
-    assert "such as deep-inversion" in said
+    assert "run an attack that does" in said
 
 
-def test_a_run_without_a_normal_victim_is_a_mistake(played: Played, tmp_path: Path) -> None:
+def test_a_run_without_an_undefended_victim_is_a_mistake(played: Played, tmp_path: Path) -> None:
     cells = [cell for cell in played.cells.values() if cell.defense and cell.defense.name != "none"]
-    with pytest.raises(KdbenchError, match="no finished cell of 'none' with seed 0"):
-        FIGURES["answers"](NetworkFigures(tmp_path, cells, played.folder / "store", tmp_path))
+    with pytest.raises(KdbenchError, match="no scored cell of the undefended victim with seed 0"):
+        FIGURES["answers"](FinishedRun(tmp_path, cells, played.folder / "store", tmp_path))
 
 
 def test_an_unknown_figure_is_named_with_the_nearest(golden: Played) -> None:

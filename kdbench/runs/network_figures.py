@@ -165,7 +165,7 @@ def _temperatures(cells: Iterable[Cell]) -> tuple[tuple[float, ...], str]:
         return (1.0,), "no attack was run whose temperature could be shown"
     [(T, count)] = Counter(sorted(of_attacks.values())).most_common(1)
     name = min(name for name, own in of_attacks.items() if own == T)
-    others = f" and {count - 1} others" if count > 1 else ""
+    others = f" and {count - 1} more" if count > 1 else ""
     return tuple(dict.fromkeys((1.0, T))), f"T = {T:g}: the temperature of '{name}'{others}"
 
 
@@ -190,7 +190,7 @@ def _pixels(x: Tensor) -> Floats:
 
 @dataclass(frozen=True)
 class _Inversion:
-    """Images (N,H,W) or (N,H,W,3) in [0,1] with the labels (N,) for which they were made from the network of a stage."""
+    """Images (N,H,W,3) in [0,1] with the labels (N,) for which they were made from the network of a stage."""
 
     images: Floats
     labels: NDArray[np.integer]
@@ -209,5 +209,6 @@ def _inversions(run: FinishedRun) -> dict[tuple[str, str], _Inversion]:
             path = run.store.path(key) / f"{INVERTED}.safetensors"
             if path.is_file():
                 kept = load_tensors(path)
-                found[names] = _Inversion(_pixels(kept["images"]), kept["labels"].numpy(), cell.keys["harden"])
+                images = _pixels(kept["images"].expand(-1, max(3, kept["images"].shape[1]), -1, -1))
+                found[names] = _Inversion(images, kept["labels"].numpy(), cell.keys["harden"])
     return found
