@@ -1,4 +1,4 @@
-"""What several test files need: a player's context on tiny data."""
+"""What several test files need: a context on tiny data."""
 
 import itertools
 from pathlib import Path
@@ -8,7 +8,9 @@ from torch import nn
 
 from kdbench import registry
 from kdbench.api import Context, Images, Log, Recipe, Split, seeded
+from kdbench.game.methods import EngineHooks
 from kdbench.game.roles import Role, derive
+from kdbench.training.fit import inference
 from kdbench.zoo.datasets import Blobs
 
 
@@ -23,7 +25,7 @@ def blobs() -> Images:
 
 
 def context(data: Split, epochs: int = 2, seed: int = 0, model: str = "mini-8") -> Context:
-    """A player who owns `data` and trains `model` for `epochs` on the CPU; two with equal arguments do the same."""
+    """A context of somebody who has `data` and trains `model` for `epochs` on the CPU; two with equal arguments do the same."""
     calls = itertools.count()
 
     def new_student(name: str | None = None) -> nn.Module:
@@ -32,4 +34,6 @@ def context(data: Split, epochs: int = 2, seed: int = 0, model: str = "mini-8") 
             return network.to(memory_format=torch.channels_last)
 
     recipe = Recipe(epochs=epochs, batch=32, lr=0.05)
-    return Context(data, recipe, "cpu", seed, new_student, torch.Generator().manual_seed(seed), Log())
+    engine = EngineHooks(inference)
+    generator = torch.Generator().manual_seed(seed)
+    return Context(data, recipe, "cpu", seed, new_student, generator, Log(), engine=engine)

@@ -1,4 +1,4 @@
-"""All that an author of a defense needs to test of the rules of the game."""
+"""All that an author of a defense needs to test."""
 
 import pytest
 from kdbench_rounding import Rounding
