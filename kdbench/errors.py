@@ -37,7 +37,7 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Kdbe
     near = difflib.get_close_matches(name, names, n=1)
     guess = f" Did you mean '{near[0]}'?" if near else ""
     place = f" in {where}" if where else ""
-    return KdbenchError(f"There is no {kind} '{name}'{place}.{guess} Known: {', '.join(names) or 'none'}.")
+    return KdbenchError(f"There is no {kind} '{name}'{place}.{guess} Known: {', '.join(names) or 'nothing'}.")
 
 
 def invalid(error: "ValidationError", where: str) -> KdbenchError:
