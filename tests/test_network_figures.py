@@ -18,13 +18,13 @@ from kdbench.board.plots import networks
 from kdbench.board.plots.networks import ComparedVictims, FeatureMaps, ImageGrids, PredictionBars
 from kdbench.cli import main
 from kdbench.defenses.stingy import Stingy
-from kdbench.engine.stages import Standardise
+from kdbench.engine.models import Standardise
 from kdbench.engine.store import Store
 from kdbench.engine.tensors import load_tensors, load_weights
 from kdbench.records import Cell, DefenseRecord
 from kdbench.runs import network_figures
+from kdbench.runs.finished_run import FinishedRun
 from kdbench.runs.network_figures import FIGURES
-from kdbench.runs.victims import FinishedRun
 from kdbench.suites.suite import Suite
 from runs import Json, Played, Recorder, run
 

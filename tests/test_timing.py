@@ -13,7 +13,7 @@ from kdbench.runs import command
 from kdbench.runs.timing import HEAD, timing_table
 from runs import DUEL, Played
 
-WORK = {"images": 1000, "seconds": 4.0, "limited_seconds": 2.0, "limit_seconds": 1.5}
+MEASURED = {"images": 1000, "seconds": 4.0, "limited_seconds": 2.0, "limit_seconds": 1.5}
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_a_line_says_seconds_speed_share_of_the_bare_loop_and_overhead(done: Callable[..., Any]) -> None:
     """By hand: 1000 images in 4 s; half of these were compared, with a loop of 1.5 s; the scheduler waited half a second."""
     idle = {"images": 0, "seconds": 0.0, "limited_seconds": 0.0, "limit_seconds": None}
-    unmeasured = WORK | {"images": 500, "limited_seconds": 0.0, "limit_seconds": None}
-    works = [idle, WORK, unmeasured, idle, idle]
-    store, stages = done([{"seconds": 5.0, "work": work} for work in works])
+    unmeasured = MEASURED | {"images": 500, "limited_seconds": 0.0, "limit_seconds": None}
+    measured = [idle, MEASURED, unmeasured, idle, idle]
+    store, stages = done([{"seconds": 5.0, "throughput": throughput} for throughput in measured])
     outcome = Outcome(seconds={stages[1].key: 5.5, stages[2].key: 5.25})
     text = timing_table(stages, store, outcome, 12.0)
     assert text.splitlines()[0].split() == " ".join(HEAD).split()
@@ -65,7 +65,7 @@ def test_a_line_says_seconds_speed_share_of_the_bare_loop_and_overhead(done: Cal
 
 
 def test_totals_add_up_over_the_stages_of_a_kind(done: Callable[..., Any]) -> None:
-    store, stages = done([{"seconds": 5.0, "work": WORK | {"limit_seconds": 0.5 + n / 4}} for n in range(5)])
+    store, stages = done([{"seconds": 5.0, "throughput": MEASURED | {"limit_seconds": 0.5 + n / 4}} for n in range(5)])
     outcome = Outcome(seconds={stages[3].key: 6.0, stages[4].key: 5.5})
     # evaluations: bare loops of 1.25 and 1.5 s, compared with 2 s each
     assert rows(timing_table(stages, store, outcome, 1.0))["evaluate: all 2"] == ["10.00", "250", "69%", "1.50"]

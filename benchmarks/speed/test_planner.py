@@ -17,6 +17,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import take_turns
 
+from kdbench import records
 from kdbench.engine.executors.protocol import Handle, Report
 from kdbench.engine.plan import Numerics, Plan, Stage, data_stage, make_plan
 from kdbench.engine.scheduler import ProgressDisplay, WorkerOptions, play
@@ -145,11 +146,11 @@ def session(root: Path, out: Path) -> Session:
 
 
 def bare(root: Path, out: Path) -> None:
-    """What the files cost: each manifest read once, each result read and written once."""
+    """What the files cost: each manifest read once, each record read and written once."""
     for path in root.glob(f"*/*/{MANIFEST}"):
         json.loads(path.read_text())
-    for path in (out / "cells").glob("*.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()), indent=1, sort_keys=True))
+    lines = (out / records.FILE).read_text().splitlines()
+    (out / records.FILE).write_text("".join(json.dumps(json.loads(line)) + "\n" for line in lines))
 
 
 def test_a_cached_cell_costs_little_more_than_its_files(

@@ -29,7 +29,7 @@ from kdbench.game.threat import Service
 from kdbench.records import AttackRecord, Cell
 from kdbench.runs import plan_file
 from kdbench.runs.features import penultimate, plane
-from kdbench.runs.victims import FinishedRun
+from kdbench.runs.finished_run import FinishedRun
 
 STORE = Path("runs/store")
 COMPARED = 4  # images whose predictions are drawn
@@ -103,8 +103,8 @@ def _feature_maps(run: FinishedRun) -> list[Plot]:
     for victim in run.defended():
         if victim.key == undefended.key:
             continue
-        places = plane(penultimate(undefended.model, few.x, few.classes)) if places is None else places
-        own = plane(penultimate(victim.model, few.x, few.classes))
+        places = plane(penultimate(undefended.network, few.x, few.classes)) if places is None else places
+        own = plane(penultimate(victim.network, few.x, few.classes))
         pair, note = ComparedVictims(victim.name, run.about), f"t-SNE of {len(few)} test images"
         maps = FeatureMaps(pair, few.y.cpu().numpy(), places, own, note)
         name = _name("features", victim.name)

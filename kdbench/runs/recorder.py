@@ -9,8 +9,8 @@ from pathlib import Path
 from kdbench.engine.plan import Plan, PlannedCell
 from kdbench.engine.planner import data_stage
 from kdbench.engine.scheduler import Outcome
-from kdbench.engine.stages import TENSORS
 from kdbench.engine.store import Store
+from kdbench.engine.workspace import TENSORS
 from kdbench.game.data import DataSubset
 from kdbench.game.fields import plain
 from kdbench.game.threat import Scenario

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from kdbench import records
-from kdbench.engine.executors.local import LocalExecutor
-from kdbench.engine.parts import Numerics
+from kdbench import records, registry
+from kdbench.engine.executors.protocol import Executor, MakeExecutor
+from kdbench.engine.numerics import Numerics
+from kdbench.engine.orders import WorkerOptions
 from kdbench.engine.plan import Plan
 from kdbench.engine.planner import data_stage, make_plan
-from kdbench.engine.scheduler import Outcome, ProgressDisplay, WorkerOptions, data_digest, force, run_stages
-from kdbench.engine.stages import TENSORS
+from kdbench.engine.scheduler import Outcome, ProgressDisplay, data_digest, discard_stages, run_stages
 from kdbench.engine.store import Store, collect_garbage
 from kdbench.engine.tensors import shape_of
+from kdbench.engine.workspace import TENSORS
 from kdbench.errors import KdbenchError
 from kdbench.runs import plan_file
 from kdbench.runs.machine import choose_device, choose_precision, cores
@@ -48,7 +49,7 @@ class Session:
         _refuse_another_matrix(plan, self.out)
         _announce_plan(plan, self.store, self.out)
         if self.options.force:
-            force(plan, self.store)
+            discard_stages(plan, self.store)
         outcome = run_stages(
             plan.stages, self.store, self._executor(), self.progress_display, self._worker_options, self.options.fuse
         )
@@ -74,8 +75,9 @@ class Session:
         _, channels, height, width = shape_of(self.store.path(key) / TENSORS, "train.x")
         try_networks(self.suite, (channels, height, width), int(self.store.manifest(key)["metrics"]["classes"]))
 
-    def _executor(self) -> LocalExecutor:
-        return LocalExecutor(self.store.root, self.jobs)
+    def _executor(self) -> Executor:
+        make: MakeExecutor = registry.load("executor", self.options.executor)
+        return make(self.store.root, self.jobs)
 
 
 def _refuse_another_matrix(plan: Plan, out: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from kdbench.engine.plan import Stage
 from kdbench.engine.scheduler import Outcome
+from kdbench.engine.stage_log import Throughput
 from kdbench.engine.store import KINDS, Store
 
 UNKNOWN = "–"
@@ -32,11 +33,11 @@ class Line:
     @classmethod
     def of(cls, stage: Stage, manifest: Mapping[str, Any], waited: float | None) -> "Line":
         """The line of a finished stage; what it recorded when it ran."""
-        work = manifest.get("work", {})
-        numbers = work.get("images", 0), work.get("seconds", 0.0), work.get("limited_seconds", 0.0)
+        done = Throughput(**manifest.get("throughput", {}))
         seconds: float = manifest["seconds"]
         overhead = None if waited is None else waited - seconds
-        return cls(stage.kind, stage.title, seconds, overhead, *numbers, work.get("limit_seconds"))
+        compared = done.limited_seconds, done.limit_seconds
+        return cls(stage.kind, stage.title, seconds, overhead, done.images, done.seconds, *compared)
 
     @classmethod
     def total(cls, lines: Sequence["Line"], kind: str, name: str) -> "Line":

@@ -1,15 +1,17 @@
-"""The victims of a run, opened again from its store: the models, and the services that its evaluation queried."""
+"""A finished run: the victims of its first seed, opened again from its store as its evaluation queried them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
+from kdbench.engine.specs import EvaluateSpec, read_spec
 from kdbench.engine.stage_log import StageLog
-from kdbench.engine.stages import Workspace, load_images, open_service
 from kdbench.engine.store import Json, Store
+from kdbench.engine.victims import open_service
+from kdbench.engine.workspace import Workspace, load_images
 from kdbench.errors import KdbenchError
 from kdbench.game.data import Images
 from kdbench.game.roles import Role
@@ -19,12 +21,12 @@ from kdbench.runs.machine import choose_device
 
 
 @dataclass(frozen=True)
-class Victim:
-    """A victim behind a defense: the stage that holds its weights, the model, and its service."""
+class ServedVictim:
+    """A victim behind a defense: the stage that has its network, the network, and its service."""
 
     name: str
     key: str
-    model: nn.Module
+    network: nn.Module
     service: Service
 
 
@@ -71,7 +73,7 @@ class FinishedRun:
     @cached_property
     def images(self) -> Images:
         """The data set."""
-        key = self._evaluation(self.reference)["data"]["key"]
+        key = self._evaluation(self.reference).run.data.key
         self.manifest(key)
         return load_images(key, self._workspace)
 
@@ -81,11 +83,11 @@ class FinishedRun:
         cell = self.cells[0]
         return f"{cell.dataset}, victim {cell.victim}, seed {self.seed}"
 
-    def undefended(self) -> Victim:
+    def undefended(self) -> ServedVictim:
         """The victim without a defense."""
         return self._victim(self.reference)
 
-    def defended(self) -> Iterator[Victim]:
+    def defended(self) -> Iterator[ServedVictim]:
         """The others by their names, one after another."""
         yield from map(self._victim, sorted({c.defense.name for c in self.attacked if c.defense} - {self.reference}))
 
@@ -103,20 +105,23 @@ class FinishedRun:
             f"`kdbench run {suite} --store {self.root} --out {self.folder}` and the other options of that run."
         )
 
-    def _evaluation(self, defense: str) -> Json:
+    def _evaluation(self, defense: str) -> EvaluateSpec:
         """The specification of the stage that evaluated the victim behind `defense`: all that its service is made of."""
         cell = next(cell for cell in self.attacked if cell.defense and cell.defense.name == defense)
-        spec: Json = self.manifest(cell.keys["evaluate_victim"])["spec"]
+        spec = read_spec(self.manifest(cell.keys["evaluate_victim"]))
+        assert isinstance(spec, EvaluateSpec)
         return spec
 
-    def _victim(self, defense: str) -> Victim:
+    def _victim(self, defense: str) -> ServedVictim:
         spec = self._evaluation(defense)
-        key = spec["victim"]["key"]
-        self.manifest(key)
-        eager = {**spec["numerics"], "compile": False}  # for a few images, compiling would only take longer
-        served = open_service({**spec, "numerics": eager}, self._workspace, self.images.train, Role.EVALUATED_SERVICE)
-        service, model = served
-        return Victim(defense, key, model, service)
+        assert spec.victim is not None
+        self.manifest(spec.victim.key)
+        eager = replace(spec.numerics, compile=False)  # for a few images, compiling would only take longer
+        opened = open_service(spec.victim, eager, self._workspace, self.images.train, Role.EVALUATED_SERVICE)
+        service, network = opened
+        if network is None:
+            raise KdbenchError(f"The victim behind '{defense}' has no network here that could be drawn.")
+        return ServedVictim(defense, spec.victim.key, network, service)
 
     @cached_property
     def _workspace(self) -> Workspace:
