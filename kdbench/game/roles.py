@@ -30,6 +30,21 @@ class Role(StrEnum):
     EVALUATION = "evaluation"
     DATA_SUBSET = "data-subset"
 
+    @property
+    def weights(self) -> "Role":
+        """The role that draws the initial weights of the networks that this one makes."""
+        return _WEIGHTS[self]
+
+
+_WEIGHTS = {
+    Role.VICTIM_TRAINING: Role.VICTIM_WEIGHTS,
+    Role.HARDENING: Role.HARDENING_WEIGHTS,
+    Role.AUXILIARY: Role.AUXILIARY_WEIGHTS,
+    Role.ATTACK: Role.STUDENT_WEIGHTS,
+    Role.ATTACKED_SERVICE: Role.ATTACKED_SERVICE_WEIGHTS,
+    Role.EVALUATED_SERVICE: Role.EVALUATED_SERVICE_WEIGHTS,
+}
+
 
 def derive(seed: int, role: Role, *rest: object) -> int:
     """A seed in [0, 2^63) for one role of the cell with that `seed`; `rest` tells apart several draws of one role."""

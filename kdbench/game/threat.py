@@ -63,7 +63,7 @@ class Oracle:
     """
 
     def __init__(
-        self, service: Service, scenario: Scenario, model: nn.Module, counter: QueryCounter | None = None
+        self, service: Service, scenario: Scenario, model: nn.Module | None, counter: QueryCounter | None = None
     ) -> None:
         counter = counter or QueryCounter()
         inputs = InputCheck()
@@ -81,6 +81,8 @@ class Oracle:
         def copy_model() -> nn.Module:
             if scenario.access is not Access.WEIGHTS:
                 raise Refused(f"asked for the weights, but only {scenario.access.name.lower()} were granted")
+            if model is None:
+                raise Refused("asked for the weights of a victim whose network is not at hand")
             return copy.deepcopy(model).eval().requires_grad_(False)
 
         def count() -> int:

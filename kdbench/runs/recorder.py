@@ -9,6 +9,7 @@ from pathlib import Path
 from kdbench.engine.plan import Plan, PlannedCell
 from kdbench.engine.planner import data_stage
 from kdbench.engine.scheduler import Outcome
+from kdbench.engine.stages import PREDICTIONS
 from kdbench.engine.store import Store
 from kdbench.engine.workspace import TENSORS
 from kdbench.game.data import DataSubset
@@ -42,7 +43,7 @@ class Recorder:
     def __init__(self, plan: Plan, store: Store, outcome: Outcome, out: Path) -> None:
         self._plan, self._store, self._outcome, self._out = plan, store, outcome, out
         self._data = data_stage(plan.suite.dataset).key
-        self._classes = int(store.manifest(self._data)["metrics"]["classes"])
+        self._classes = int(store.manifest(self._data).numbers["classes"])
         self._manifests = Manifests(store)
         self._defenses = {choice.name: defense_record(choice) for choice in plan.suite.defenses}
         self._attacks = {choice.name: attack_record(choice) for choice in (*plan.suite.attacks, *plan.suite.baselines)}
@@ -127,10 +128,10 @@ class Recorder:
         return tuple(copies)
 
     def _write_predictions(self, kept: Mapping[str, str]) -> None:
-        truth = prediction_file.read(self._store.path(self._data) / TENSORS, "test.y")
-        # TODO
-        files = {name: self._store.path(key) / prediction_file.FILE for name, key in sorted(kept.items())}
-        prediction_file.write(truth, self._classes, {n: f for n, f in files.items() if f.is_file()}, self._out)
+        """kept: the stage that has predictions, by their name in the results folder."""
+        truth = prediction_file.read(self._store.path(self._data) / TENSORS, f"{prediction_file.TEST}.y")
+        files = {name: self._store.path(key) / PREDICTIONS for name, key in sorted(kept.items())}
+        prediction_file.write(truth, self._classes, files, self._out)
 
 
 def _predicted(cell: Cell) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,7 @@ class Options:
     data_dir: Path = Path("data")
     force: bool = False
     profile: bool = False
+    executor: str = "local"
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Session:
     def _try_networks(self) -> None:
         key = data_stage(self.suite.dataset).key
         _, channels, height, width = shape_of(self.store.path(key) / TENSORS, "train.x")
-        try_networks(self.suite, (channels, height, width), int(self.store.manifest(key)["metrics"]["classes"]))
+        try_networks(self.suite, (channels, height, width), int(self.store.manifest(key).numbers["classes"]))
 
     def _executor(self) -> Executor:
         make: MakeExecutor = registry.load("executor", self.options.executor)

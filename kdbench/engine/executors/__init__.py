@@ -1,1 +1,1 @@
-"""Engines that run stages: each starts `kdbench.engine.worker` with a store and a key."""
+"""Executors, registered like methods: each starts `kdbench.engine.worker` with a store and the keys of stages."""

@@ -1,4 +1,4 @@
-"""The local engine: a fresh process a stage, forked from a server that has torch preloaded and has started no thread."""
+"""The local executor: a fresh process a stage, forked from a server that has torch preloaded and has started no thread."""
 
 import ctypes
 import multiprocessing
@@ -20,14 +20,14 @@ PR_SET_PDEATHSIG = 1
 
 
 class LocalExecutor:
-    """Runs up to `jobs` workers at once on this machine; they die with the driver."""
+    """Runs up to `jobs` workers at once on this machine; they end with the process that started them."""
 
     name = "local"
 
     def __init__(self, root: Path, jobs: int) -> None:
         self._root, self._jobs = root, jobs
         self._running: dict[Handle, ForkServerProcess] = {}
-        self._stillborn: dict[Handle, str] = {}
+        self._not_started: dict[Handle, str] = {}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["kdbench.engine.executors.preload"])
 
@@ -66,7 +66,7 @@ class LocalExecutor:
             process.start()
         except (EOFError, OSError) as error:  # the forkserver died just now; the next submit starts another
             handle = Handle(self.name, "", keys)
-            self._stillborn[handle] = f"the worker could not be started ({type(error).__name__}: {error})"
+            self._not_started[handle] = f"the worker could not be started ({type(error).__name__}: {error})"
             return handle
         handle = Handle(self.name, str(process.pid), keys)
         self._running[handle] = process
@@ -75,7 +75,7 @@ class LocalExecutor:
     def _report(self, handle: Handle) -> Report:
         process = self._running.get(handle)
         if process is None:
-            return Report(State.GONE, self._stillborn.pop(handle, ""))
+            return Report(State.GONE, self._not_started.pop(handle, ""))
         if process.is_alive():
             return Report(State.RUNNING)
         process.join()
@@ -90,25 +90,28 @@ def _ending(code: int | None) -> str:
 
 
 def _child(root: str, *keys: str) -> None:
-    """In the worker: die with the forkserver and with the driver, write to the first stage's log, do the stages."""
-    threading.Thread(target=_die_with_driver, daemon=True).start()
+    """In the worker: end with the forkserver and with the scheduler, write to the first stage's log, run the stages."""
+    threading.Thread(target=_end_with_scheduler, daemon=True).start()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == 1:  # the forkserver died before we could tie ourselves to it
             os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's to handle
     from kdbench.engine.store import Store
-    from kdbench.engine.worker import work
+    from kdbench.engine.worker import run_worker
 
     log = os.open(Store(Path(root)).log_path(keys[0]), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(log, stream)
-    sys.exit(work(root, *keys))
+    sys.exit(run_worker(root, *keys))
 
 
-def _die_with_driver() -> None:
-    """Wait for the end of the driver, however it ends. The forkserver does not: it lives as long as one of its children."""
-    driver = multiprocessing.parent_process()
-    assert driver
-    connection.wait([driver.sentinel])
+def _end_with_scheduler() -> None:
+    """Wait for the end of the scheduler's process, however it ends, and end this one.
+
+    The forkserver does not end with it: it lives as long as one of its children.
+    """
+    scheduler = multiprocessing.parent_process()
+    assert scheduler
+    connection.wait([scheduler.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,13 +1,17 @@
-"""What every engine offers the driver. Engines start `kdbench.engine.worker` with a store and keys, and know nothing else."""
+"""What every executor offers the scheduler. Executors start `kdbench.engine.worker` with a store and keys, and know no more.
 
-from collections.abc import Collection, Sequence
+An executor is registered in the entry point group `kdbench.executors` as a `MakeExecutor`.
+"""
+
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 
 class State(StrEnum):
-    """What an engine says of a job. GONE: the engine no longer has it, look into the store."""
+    """What an executor says of a job. GONE: the executor no longer has it, look into the store."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -17,16 +21,16 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Handle:
-    """One attempt at one stage, or at several that a worker does side by side. `id` is the engine's."""
+    """One attempt at one stage, or at several that a worker runs together. `id` is the executor's."""
 
-    engine: str
+    executor: str
     id: str
     keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the engine says of a handle; `detail` in the engine's words, for people only. code: the worker's exit code."""
+    """What the executor says of a handle; `detail` is for people only. code: the worker's exit code."""
 
     state: State
     detail: str = ""
@@ -34,7 +38,7 @@ class Report:
 
 
 class Executor(Protocol):
-    """An engine. Exit codes are hints: the driver looks into the store for what became of a stage."""
+    """Starts workers. Exit codes are hints: the scheduler looks into the store for what became of a stage."""
 
     name: str
 
@@ -52,3 +56,7 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End all workers: ask them to stop, then make them."""
+
+
+MakeExecutor = Callable[[Path, int], Executor]
+"""What is registered: (folder of the store, number of workers at once) -> executor."""
