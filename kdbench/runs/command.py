@@ -71,7 +71,7 @@ def _times(plan: Plan, store: Store, finished: set[str], kind: str) -> list[floa
     """The seconds that finished stages of a kind took: the plan's own, else any; enough of them for a mean."""
     done = sorted(key for key in finished if key.startswith(f"{kind}/"))
     own = [key for key in done if key in plan.stages]
-    return [store.manifest(key)["seconds"] for key in (own or done)[:SAMPLE]]
+    return [store.manifest(key).seconds for key in (own or done)[:SAMPLE]]
 
 
 def _finish(cell_counts: CellCounts, out: Path, left_out: str) -> int:

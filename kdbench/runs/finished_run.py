@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
+from kdbench.engine.manifest import Manifest
 from kdbench.engine.specs import EvaluateSpec, read_spec
 from kdbench.engine.stage_log import StageLog
-from kdbench.engine.store import Json, Store
+from kdbench.engine.store import Store
 from kdbench.engine.victims import open_service
 from kdbench.engine.workspace import Workspace, load_images
 from kdbench.errors import KdbenchError
@@ -91,7 +92,7 @@ class FinishedRun:
         """The others by their names, one after another."""
         yield from map(self._victim, sorted({c.defense.name for c in self.attacked if c.defense} - {self.reference}))
 
-    def manifest(self, key: str) -> Json:
+    def manifest(self, key: str) -> Manifest:
         """stage.json of the stage `key`; raises `KdbenchError` when the store does not have it."""
         if not self.store.has(key):
             raise self.lacking(f"The store {self.root} has no stage {key}, which the figure is drawn from.")
@@ -108,7 +109,8 @@ class FinishedRun:
     def _evaluation(self, defense: str) -> EvaluateSpec:
         """The specification of the stage that evaluated the victim behind `defense`: all that its service is made of."""
         cell = next(cell for cell in self.attacked if cell.defense and cell.defense.name == defense)
-        spec = read_spec(self.manifest(cell.keys["evaluate_victim"]))
+        found = self.manifest(cell.keys["evaluate_victim"])
+        spec = read_spec({"kind": found.kind, "spec": found.spec})
         assert isinstance(spec, EvaluateSpec)
         return spec
 

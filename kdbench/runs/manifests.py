@@ -3,29 +3,27 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kdbench.engine.store import Json, Store
+from kdbench.engine.manifest import Manifest
+from kdbench.engine.store import Store
 
-OWN_NUMBERS = ("train", "harden", "auxiliary", "steal")  # stages in which methods may write numbers down
-EVALUATIONS = ("evaluate_victim", "evaluate")
-OF_STUDENT = ("steal", "evaluate")
-QUERIES = "queries"  # written down by the stage of an attack run itself, not by the attack
+OF_STUDENT = ("steal", "evaluate")  # stages that no two cells share
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a record takes from the manifest of a finished stage."""
+    """What records take from the manifest of a finished stage: it is smaller, and many are kept."""
 
     kind: str
     metrics: Mapping[str, float]
+    numbers: Mapping[str, float]
+    pictures: tuple[str, ...]
     seconds: float
     machine: Mapping[str, str]
-    pictures: tuple[str, ...]
 
     @classmethod
-    def of(cls, manifest: Json) -> "Finished":
-        """What it takes from this one."""
-        pictures = tuple(manifest["pictures"])
-        return cls(manifest["kind"], manifest["metrics"], manifest["seconds"], manifest["machine"], pictures)
+    def of(cls, found: Manifest) -> "Finished":
+        """What they take from this one."""
+        return cls(found.kind, found.metrics, found.numbers, found.pictures, found.seconds, found.machine)
 
 
 class Manifests:
@@ -53,19 +51,15 @@ class Manifests:
 
 
 def metrics(found: Mapping[str, Finished]) -> dict[str, float]:
-    """The metrics of a cell: what evaluations measured, and how many queries were answered."""
-    measured = {name: value for stage in EVALUATIONS if stage in found for name, value in found[stage].metrics.items()}
-    if "steal" in found:
-        measured[QUERIES] = found["steal"].metrics[QUERIES]
-    return dict(sorted(measured.items()))
+    """The metrics that the stages of a cell measured, sorted by name."""
+    return dict(sorted(item for manifest in found.values() for item in manifest.metrics.items()))
 
 
 def numbers(found: Mapping[str, Finished]) -> dict[str, float]:
-    """What methods reported of themselves, each under the name of its stage."""
+    """What methods reported of themselves, each under the name of its stage, sorted by name."""
     return {
         f"{stage}.{name}": value
-        for stage in OWN_NUMBERS
-        if stage in found and found[stage].kind == stage  # without a hardening, the victim's training stands in for it
-        for name, value in sorted(found[stage].metrics.items())
-        if (stage, name) != ("steal", QUERIES)
+        for stage, manifest in found.items()
+        if manifest.kind == stage  # without a hardening, the victim's training stands in for it
+        for name, value in sorted(manifest.numbers.items())
     }

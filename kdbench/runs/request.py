@@ -16,6 +16,7 @@ class Options:
     """How to run a suite. Of these, device, threads, compile and fuse are part of every key; nothing else changes a number.
 
     out: the results folder; None: below `runs/`, by the suite's name. jobs: worker processes; None: one a core.
+    executor: the registered name of what starts them.
     """
 
     store: Path = Path("runs/store")

@@ -30,7 +30,7 @@ def _stages(folder: Path) -> list[str]:
     store = Store(root)
     finished = store.finished()
     done = [stage.key for stage in plan.stages if stage.key in finished]
-    seconds = sum(store.manifest(key)["seconds"] for key in done)
+    seconds = sum(store.manifest(key).seconds for key in done)
     lines = [f"stages: {len(done)} of {len(plan.stages)} done, {duration(seconds)} of computing"]
     running = [(stage.title, store.progress(stage.key)) for stage in plan.stages if stage.key not in finished]
-    return lines + [f"  running: {title} {told['share']:.0%} {told['text']}" for title, told in running if told]
+    return lines + [f"  running: {title} {told.share:.0%} {told.text}" for title, told in running if told]

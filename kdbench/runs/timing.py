@@ -1,12 +1,11 @@
 """The time table of a run: a line a stage, a line a kind, and what scheduling and publishing cost beyond the stages."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from kdbench.engine.manifest import Manifest
 from kdbench.engine.plan import Stage
 from kdbench.engine.scheduler import Outcome
-from kdbench.engine.stage_log import Throughput
 from kdbench.engine.store import KINDS, Store
 
 UNKNOWN = "–"
@@ -31,13 +30,12 @@ class Line:
     bare_seconds: float | None = None
 
     @classmethod
-    def of(cls, stage: Stage, manifest: Mapping[str, Any], waited: float | None) -> "Line":
-        """The line of a finished stage; what it recorded when it ran."""
-        done = Throughput(**manifest.get("throughput", {}))
-        seconds: float = manifest["seconds"]
-        overhead = None if waited is None else waited - seconds
-        compared = done.limited_seconds, done.limit_seconds
-        return cls(stage.kind, stage.title, seconds, overhead, done.images, done.seconds, *compared)
+    def of(cls, stage: Stage, manifest: Manifest, waited: float | None) -> "Line":
+        """The line of a finished stage, as its manifest says; waited: by the scheduler, if it ran now."""
+        done = manifest.throughput
+        overhead = None if waited is None else waited - manifest.seconds
+        compared = done.compared_seconds, done.bare_seconds
+        return cls(stage.kind, stage.title, manifest.seconds, overhead, done.images, done.seconds, *compared)
 
     @classmethod
     def total(cls, lines: Sequence["Line"], kind: str, name: str) -> "Line":
