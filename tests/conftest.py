@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.engine.plan import Numerics, Plan, make_plan
+from kdbench.engine.numerics import Numerics
+from kdbench.engine.plan import Plan
+from kdbench.engine.planner import make_plan
 from kdbench.suites import reader as suite
 from kdbench.suites.methods import with_undefended
 from kdbench.suites.suite import Suite
-from runs import TINY, Played, Recorder, run
+from runs import TINY, FinishedRun, RecordedProgress, run
 
 torch.set_num_threads(1)
 
@@ -43,6 +45,6 @@ def plan(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
 
 
 @pytest.fixture(scope="session")
-def golden(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
-    folder, progress_display = tmp_path_factory.mktemp("golden"), Recorder()
-    return Played(folder, run(tiny(), folder, progress_display), progress_display)
+def golden(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    folder, progress_display = tmp_path_factory.mktemp("golden"), RecordedProgress()
+    return FinishedRun(folder, run(tiny(), folder, progress_display), progress_display)

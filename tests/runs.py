@@ -1,4 +1,4 @@
-"""What the tests of the runner share: a tiny suite, how it is played, and what of a run must not change."""
+"""What the tests of the engine share: a tiny suite, how it is run, and what of a run must not change."""
 
 import shutil
 import time
@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdbench.engine.manifest import Manifest
 from kdbench.engine.plan import Plan, PlannedCell, Stage
 from kdbench.engine.scheduler import ProgressDisplay
 from kdbench.engine.store import Store
 from kdbench.records import Cell, read
-from kdbench.runs.session import Options, Session
+from kdbench.runs.request import Options
+from kdbench.runs.session import Session
 from kdbench.suites.suite import Suite
 
 TINY = """
@@ -36,32 +38,32 @@ level = "none"
 fraction = 0.5
 """
 Json = dict[str, Any]
-DUEL: Json = {"defenses": ["none"], "attacks": ["kd"], "baselines": []}
-DUEL_STAGES = [
+ONE_CELL: Json = {"defenses": ["none"], "attacks": ["kd"], "baselines": []}
+ONE_CELL_STAGES = [
     "read blobs",
     "train the victim, seed 0",
     "kd from none, seed 0",
-    "score kd on none, seed 0",
-    "score none, seed 0",
+    "evaluate kd on none, seed 0",
+    "evaluate none, seed 0",
 ]
 DIVERGES: Json = {"defense.nasty.omega": 1e30, "defense.nasty.clip": 0.0}
 ON_NASTY = {
     "hard-label from nasty, seed 0",
     "kd from nasty, seed 0",
     "partial-kd from nasty, seed 0",
-    "score hard-label on nasty, seed 0",
-    "score kd on nasty, seed 0",
-    "score partial-kd on nasty, seed 0",
-    "score nasty, seed 0",
+    "evaluate hard-label on nasty, seed 0",
+    "evaluate kd on nasty, seed 0",
+    "evaluate partial-kd on nasty, seed 0",
+    "evaluate nasty, seed 0",
 }
 
 
 @dataclass
-class Recorder(ProgressDisplay):
-    """Remembers what it was told."""
+class RecordedProgress(ProgressDisplay):
+    """Keeps what it is told."""
 
     begun: list[tuple[int, int]] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    titles: list[str] = field(default_factory=list)
     finished: list[Stage] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
@@ -72,7 +74,7 @@ class Recorder(ProgressDisplay):
         self.begun.append((len(stages), cached))
 
     def started(self, stage: Stage) -> None:
-        self.labels.append(stage.title)
+        self.titles.append(stage.title)
 
     def ended(self, stage: Stage, seconds: float, problem: str) -> None:
         assert seconds > 0
@@ -95,31 +97,33 @@ def options(folder: Path, **changes: Any) -> Options:
     return Options(**values | changes)
 
 
-def run(played: Suite, folder: Path, progress_display: Recorder | None = None, **changes: Any) -> dict[str, Cell]:
-    """Play a suite into `folder`; its cells by name."""
-    cell_counts = Session(played, options(folder, **changes), progress_display or Recorder()).run()
+def run(
+    suite: Suite, folder: Path, progress_display: RecordedProgress | None = None, **changes: Any
+) -> dict[str, Cell]:
+    """Run a suite into `folder`; its cells by name."""
+    cell_counts = Session(suite, options(folder, **changes), progress_display or RecordedProgress()).run()
     cells = read(options(folder, **changes).out)
     assert cell_counts == Counter((cell.status, cell.reason) for cell in cells)
     return {cell.name: cell for cell in cells}
 
 
 def numbers(cells: Mapping[str, Cell]) -> dict[str, Any]:
-    """What of cells must not depend on who played them when."""
+    """What of cells must not depend on who ran them when."""
     return {name: (cell.status, cell.reason, cell.metrics, cell.keys) for name, cell in cells.items()}
 
 
 def digests(store: Store) -> dict[str, dict[str, str]]:
     """The digests of all files of all finished stages."""
-    return {key: store.manifest(key)["files"] for key in store.finished()}
+    return {key: store.manifest(key).files for key in store.finished()}
 
 
 @dataclass(frozen=True)
-class Played:
-    """The tiny suite, played once for all tests; nobody changes this folder."""
+class FinishedRun:
+    """The tiny suite, run once for all tests; nobody changes this folder."""
 
     folder: Path
     cells: dict[str, Cell]
-    progress_display: Recorder
+    progress_display: RecordedProgress
 
     @property
     def store(self) -> Store:
@@ -132,20 +136,22 @@ class Played:
 
 
 def cell(plan: Plan, defense: str | None, attack: str, fraction: float = 1.0) -> PlannedCell:
-    """The planned cell of a defense (None: the baseline on that part of the data) and an attack; there is one."""
+    """The planned cell of a defense (None: the baseline on that subset of the data) and an attack; there is one."""
     cells = [c for c in plan.cells if (c.defense and c.defense.name) == defense and c.attack.name == attack]
     [found] = [c for c in cells if defense or c.subset.fraction == fraction]
     return found
 
 
-ALL_ON = {who: {f"{a} from {who}" for a in ("hard-label", "kd", "partial-kd")} for who in ("none", "nasty", "stingy")}
-SCORES_ON = {
-    who: {f"score {a} on {who}" for a in ("hard-label", "kd", "partial-kd")} for who in ("none", "nasty", "stingy")
+ATTACK_RUNS_ON = {
+    who: {f"{a} from {who}" for a in ("hard-label", "kd", "partial-kd")} for who in ("none", "nasty", "stingy")
 }
-AUDITS = {f"score {who}" for who in ("none", "nasty", "stingy")}
-THEFTS = ALL_ON["none"] | ALL_ON["nasty"] | ALL_ON["stingy"]
-THEFT_SCORES = SCORES_ON["none"] | SCORES_ON["nasty"] | SCORES_ON["stingy"]
-VICTIMS = {"train the victim", "harden by nasty"} | AUDITS | THEFTS | THEFT_SCORES
+EVALUATIONS_ON = {
+    who: {f"evaluate {a} on {who}" for a in ("hard-label", "kd", "partial-kd")} for who in ("none", "nasty", "stingy")
+}
+VICTIM_EVALUATIONS = {f"evaluate {who}" for who in ("none", "nasty", "stingy")}
+ATTACK_RUNS = ATTACK_RUNS_ON["none"] | ATTACK_RUNS_ON["nasty"] | ATTACK_RUNS_ON["stingy"]
+STUDENT_EVALUATIONS = EVALUATIONS_ON["none"] | EVALUATIONS_ON["nasty"] | EVALUATIONS_ON["stingy"]
+VICTIMS = {"train the victim", "harden by nasty"} | VICTIM_EVALUATIONS | ATTACK_RUNS | STUDENT_EVALUATIONS
 
 
 class Clock:
@@ -159,7 +165,7 @@ class Clock:
 
 
 def publish(store: Store, key: str) -> str:
-    store.publish(key, store.scratch(key), {})
+    store.publish(key, store.scratch(key), Manifest(key.partition("/")[0]))
     return "the worker ended with exit code 0"
 
 
