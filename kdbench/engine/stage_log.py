@@ -1,6 +1,7 @@
 """A stage's log on disk: numbers and pictures for its record, progress for the driver, checkpoints for a resumed run."""
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,118 +11,122 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.engine.store import write_json
-from kdbench.engine.tensors import load_state, save_state
+from kdbench.engine.manifest import Throughput
+from kdbench.engine.store import PROGRESS, Progress, write_json
+from kdbench.engine.tensors import load_state, save_state, save_tensors
+from kdbench.errors import KdbenchError
 from kdbench.game.methods import Checkpoint, Log
 from kdbench.game.threat import QueryCounter
 
-CHECKPOINT_SECONDS = float(
-    os.environ.get("KDBENCH_CHECKPOINT_SECONDS", "30")
-)  # the tests' way to a checkpoint an epoch
+CHECKPOINT_SECONDS = float(os.environ.get("KDBENCH_CHECKPOINT_SECONDS", "30"))  # tests ask for one after every epoch
 PROGRESS_SECONDS = 0.5
+NAME = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
 
 
 class Stopped(BaseException):
     """The stage was asked to stop and its checkpoint is on disk. Not an Exception: no method may swallow it."""
 
 
-@dataclass
-class Throughput:
-    """What went through a stage's trainings in this attempt, and how fast: `images` in so many `seconds`.
-
-    limit_seconds: what a bare loop of the same modules would have taken, for those trainings whose limit was measured;
-    None when it was of none. limited_seconds: the part of `seconds` that those trainings took.
-    """
-
-    images: int = 0
-    seconds: float = 0.0
-    limited_seconds: float = 0.0
-    limit_seconds: float | None = None
-
-    def add(self, images: int, seconds: float, limit: float | None) -> None:
-        """Count one training; limit: images/s of its bare loop."""
-        self.images += images
-        self.seconds += seconds
-        if limit:
-            self.limited_seconds += seconds
-            self.limit_seconds = (self.limit_seconds or 0.0) + images / limit
-
-
 class StageLog(Log):
-    """The runner's Log. `stop` is set from outside (a signal) and obeyed at the next report of progress."""
+    """The engine's log of one attempt at a stage.
+
+    out: the folder of what the stage leaves. work: the folder of its checkpoints and its progress. stop: set from outside
+    (by a signal) and obeyed at the next report of progress. resumable: False when a service keeps state that is in no
+    checkpoint; such a stage starts again from the beginning.
+    """
 
     def __init__(self, out: Path, work: Path) -> None:
         super().__init__()
         self.throughput = Throughput()
         self.stop = False
-        self.meter = QueryCounter()
+        self.query_counter = QueryCounter()
         self.generators: list[torch.Generator] = []
         self.pictures: list[str] = []
         self.resumable = True
         self.out, self._folder = out, work
         self._saved = self._told = time.monotonic()
+        self._names: set[str] = set()
 
-    def images(self, name: str, x: Tensor) -> None:
-        """Save a sheet of images (N,C,H,W) in [0,1] as `name`.png, small ones enlarged so that a person can see them."""
+    def images(self, name: str, x: Tensor, labels: Tensor | None = None) -> None:
+        """Keep images as `name`.png for people and `name`.safetensors for figures: "images" (N,C,H,W), "labels" (N,).
+
+        Small images are enlarged in the picture, so that a person can see them. Raises `KdbenchError` when `name` cannot
+        be a file name.
+        """
         from torchvision.utils import save_image
 
+        file = _file_name(name)
         factor = max(1, 64 // x.shape[-1])
         large = x.detach().cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-        save_image(large, self.out / f"{name}.png", nrow=max(1, round(len(x) ** 0.5)), pad_value=1.0)
-        self.pictures.append(f"{name}.png")
+        save_image(large, self.out / f"{file}.png", nrow=max(1, round(len(x) ** 0.5)), pad_value=1.0)
+        self.pictures.append(f"{file}.png")
+        tensors = {"images": x} if labels is None else {"images": x, "labels": labels}
+        save_tensors(tensors, self.out / f"{file}.safetensors")
 
     def progress(self, share: float, text: str) -> None:
         """Tell the driver, at most twice a second. Raises `Stopped` when the stage was asked to stop."""
         now = time.monotonic()
         if now - self._told > PROGRESS_SECONDS:
             self._told = now
-            write_json(self._folder / "progress.json", {"share": share, "text": text})
+            write_json(self._folder / PROGRESS, Progress(share, text))
         if self.stop and not self.resumable:
             raise Stopped
 
     def timed(self, images: int, seconds: float, limit: float | None) -> None:
-        """Count it: a resumed stage counts what this attempt did."""
-        self.throughput.add(images, seconds, limit)
+        """Count a training; a resumed stage counts what this attempt did."""
+        self.throughput = self.throughput.add(images, seconds, limit)
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """The checkpoint of that name, a file of the stage's folder."""
-        return StageCheckpoint(self, name.replace("/", "-"))
+        """The checkpoint of that name, a file of the stage's folder.
+
+        name: letters, digits, "_" and "-", in parts that "/" separates. Raises `KdbenchError` for any other name, and for
+        one that the stage has asked for before: the second computation would resume from the state of the first.
+        """
+        if name in self._names:
+            raise KdbenchError(f"Two checkpoints of one stage are named '{name}'; give each computation its own name.")
+        self._names.add(name)
+        return StageCheckpoint(self, self._folder / f"{_file_name(name)}.safetensors")
 
     def due(self) -> bool:
         """Whether the last checkpoint is old enough for another, or the stage is about to stop."""
         return self.resumable and (self.stop or time.monotonic() - self._saved >= CHECKPOINT_SECONDS)
 
-    def save(self, slot: str, state: Mapping[str, Any]) -> None:
+    def save(self, path: Path, state: Mapping[str, Any]) -> None:
         """Keep `state` with the random generators and the query count. Raises `Stopped` when asked to stop."""
         generators = [generator.get_state() for generator in self.generators]
-        kept = {"state": state, "generators": generators, "answered": self.meter.answered, "numbers": self.numbers}
-        save_state(kept, self._folder / f"{slot}.safetensors")
+        kept = {
+            "state": state,
+            "generators": generators,
+            "answered": self.query_counter.answered,
+            "numbers": self.numbers,
+        }
+        save_state(kept, path)
         self._saved = time.monotonic()
         if self.stop:
             raise Stopped
 
-    def load(self, slot: str) -> Any:
-        """What an interrupted run kept under `slot`, or None; generators, query count and numbers go back to that moment."""
-        kept = load_state(self._folder / f"{slot}.safetensors") if self.resumable else None
+    def load(self, path: Path) -> Any:
+        """What an interrupted run kept at `path`, or None; generators, query count and numbers go back to that moment."""
+        kept = load_state(path) if self.resumable else None
         if kept is None:
             return None
         for generator, state in zip(self.generators, kept["generators"], strict=True):
             generator.set_state(state)
-        self.meter.answered = kept["answered"]
+        self.query_counter.answered = kept["answered"]
         self.numbers.update(kept["numbers"])
         return kept["state"]
 
 
 @dataclass(frozen=True)
 class StageCheckpoint(Checkpoint):
-    """A checkpoint on disk, beside the random generators and the query count of its stage."""
+    """A checkpoint on disk; the random generators and the query count of its stage are kept with it."""
 
     stage_log: StageLog
-    name: str
+    path: Path
 
     def load(self) -> Any:
         """What an interrupted run saved last, or None."""
-        return self.stage_log.load(self.name)
+        return self.stage_log.load(self.path)
 
     def due(self) -> bool:
         """Whether the last checkpoint is old enough for another, or the stage is about to stop."""
@@ -129,4 +134,13 @@ class StageCheckpoint(Checkpoint):
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Keep `state`. Raises `Stopped` when the stage was asked to stop."""
-        self.stage_log.save(self.name, state)
+        self.stage_log.save(self.path, state)
+
+
+def _file_name(name: str) -> str:
+    """A file name that no other name has."""
+    if not NAME.fullmatch(name):
+        raise KdbenchError(
+            f"'{name}' cannot name a checkpoint or images: use letters, digits, _ and -, and / between parts."
+        )
+    return name.replace("/", ".")

@@ -1,48 +1,48 @@
 """The store: a folder of finished stages, safe to share between processes and machines.
 
 <kind>/<digest>/ holds stage.json and the stage's files, renamed into place in one step: what is there is complete and never
-changes. specs/ says what a key means, failures/ what went wrong, claims/ who is at work, work/ holds checkpoints.
+changes. specs/ says what a key means, failures/ what went wrong, claims/ who is working, work/ holds checkpoints.
 Absent names are looked up by listing, never by stat: a shared folder may remember for a while that a name was absent.
 """
 
-import hashlib
 import json
 import os
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
+from kdbench.atomic import write_text
+from kdbench.engine import leases
+from kdbench.engine.digests import file_digest
+from kdbench.engine.leases import Lease
+from kdbench.engine.manifest import Json, Manifest
 from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain
 
 KINDS = ("data", "train", "harden", "auxiliary", "steal", "evaluate")
 MANIFEST = "stage.json"
-CLAIM_SECONDS = 300  # a claim without a heartbeat for so long is nobody's
-NAMELESS_SECONDS = 5  # nor is one whose maker died before it had written its name
-Json = dict[str, Any]
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+PROGRESS = "progress.json"
 
 
-def digest(value: object) -> str:
-    """SHA-256 of the canonical JSON of `value`, cut to 128 bits."""
-    return json_digest(plain(value))
+@dataclass(frozen=True)
+class Progress:
+    """What a running stage last said of itself: how much of its current computation is done (0 to 1), and a text."""
+
+    share: float
+    text: str
 
 
-def json_digest(value: object) -> str:
-    """The same of a value that is plain JSON already: a long plan has many thousands of them."""
-    text = _CANONICAL.encode(value)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt at a stage failed: a sentence for people, and where it happened."""
 
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    reason: str
+    traceback: str = ""
 
 
 class Store:
@@ -71,25 +71,25 @@ class Store:
         kind, name = key.split("/")
         return name in os.listdir(self.root / kind)
 
-    def manifest(self, key: str) -> Json:
-        """stage.json of a finished stage."""
-        return read_json(self.path(key) / MANIFEST)
+    def manifest(self, key: str) -> Manifest:
+        """What the finished stage `key` left, measured and took. Raises `KdbenchError` when its manifest is damaged."""
+        return Manifest.from_json((self.path(key) / MANIFEST).read_bytes())
 
-    def publish(self, key: str, built: Path, manifest: Mapping[str, Any]) -> bool:
-        """Move the folder `built` to its place under `key`; False when somebody else was first and ours is discarded.
+    def publish(self, key: str, built: Path, manifest: Manifest) -> bool:
+        """Move the folder `built` to its place under `key`; False when another was first and ours is discarded.
 
         Adds stage.json with the SHA-256 of each file. Files and folders are on disk before the name appears.
         """
         token = secrets.token_hex(8)
         files = {path.name: file_digest(path) for path in sorted(built.iterdir())}
-        write_json(built / MANIFEST, {**manifest, "key": key, "files": files, "token": token})
+        write_json(built / MANIFEST, replace(manifest, key=key, files=files, token=token))
         for path in (*built.iterdir(), built):
             _fsync(path)
         try:
             built.rename(self.path(key))
         except OSError:
             # A lost reply is not a lost rename: ours is in place if it carries our token.
-            mine = self.has(key) and self.manifest(key)["token"] == token
+            mine = self.has(key) and self.manifest(key).token == token
             if not mine:
                 shutil.rmtree(built, ignore_errors=True)
                 if not self.has(key):
@@ -119,18 +119,18 @@ class Store:
         """When an unfinished stage last saved a checkpoint, in nanoseconds of the file server's clock; 0: never."""
         try:
             saved = [path.stat().st_mtime_ns for path in (self.root / "work" / _flat(key)).glob("[!.]*.safetensors")]
-        except FileNotFoundError:  # replaced or tidied up meanwhile: somebody is at it
+        except FileNotFoundError:  # replaced or removed meanwhile: a worker is running it
             return time.time_ns()
         return max(saved, default=0)
 
-    def progress(self, key: str) -> Json:
-        """What an unfinished stage last said of itself: share (0 to 1) and text; empty when nothing."""
+    def progress(self, key: str) -> Progress | None:
+        """What an unfinished stage last said of itself; None when it said nothing."""
         try:
-            return read_json(self.root / "work" / _flat(key) / "progress.json")
-        except (OSError, ValueError):
-            return {}
+            return Progress(**read_json(self.root / "work" / _flat(key) / PROGRESS))
+        except (OSError, ValueError, TypeError):
+            return None
 
-    def write_spec(self, key: str, spec: Mapping[str, Any]) -> None:
+    def write_spec(self, key: str, spec: Json) -> None:
         """Say what `key` means, for workers."""
         write_json(self.root / "specs" / f"{_flat(key)}.json", spec)
 
@@ -138,58 +138,39 @@ class Store:
         """What `key` means."""
         return read_json(self.root / "specs" / f"{_flat(key)}.json")
 
-    def fail(self, key: str, report: Mapping[str, Any]) -> None:
+    def fail(self, key: str, failure: Failure) -> None:
         """Write down why a stage failed; it stays unpublished, so the next run tries it again."""
-        write_json(self.root / "failures" / f"{_flat(key)}.json", report)
+        write_json(self._failure_path(key), failure)
 
-    def failure(self, key: str) -> Json | None:
+    def failure(self, key: str) -> Failure | None:
         """Why the last attempt at `key` failed, if it said so."""
-        path = self.root / "failures" / f"{_flat(key)}.json"
+        path = self._failure_path(key)
         try:
-            return read_json(path) if path.name in os.listdir(path.parent) else None
-        except FileNotFoundError:  # another driver forgave it meanwhile
+            return Failure(**read_json(path)) if path.name in os.listdir(path.parent) else None
+        except FileNotFoundError:  # another driver cleared it meanwhile
             return None
+
+    def _failure_path(self, key: str) -> Path:
+        return self.root / "failures" / f"{_flat(key)}.json"
 
     def clear_failure(self, key: str) -> None:
         """Forget a failure, before another attempt."""
-        (self.root / "failures" / f"{_flat(key)}.json").unlink(missing_ok=True)
+        self._failure_path(key).unlink(missing_ok=True)
 
     def discard(self, key: str) -> None:
         """Take a finished stage away (`--force`): renamed first, so that no one sees half of it."""
-        grave = self.root / "tmp" / f"{_flat(key)}.{secrets.token_hex(4)}.discarded"
+        discarded = self.root / "tmp" / f"{_flat(key)}.{secrets.token_hex(4)}.discarded"
         with suppress(FileNotFoundError):  # there is none, or another driver was first
-            self.path(key).rename(grave)
-        shutil.rmtree(grave, ignore_errors=True)
+            self.path(key).rename(discarded)
+        shutil.rmtree(discarded, ignore_errors=True)
 
     def log_path(self, key: str) -> Path:
         """Where a worker's own output goes."""
         return self.root / "log" / f"{_flat(key)}.log"
 
-    @contextmanager
-    def claim(self, key: str) -> Iterator["Claim | None"]:
-        """Hold `key` while working on it; None when somebody alive holds it. Saves work only: correctness never rests on it."""
-        path = self.root / "claims" / _flat(key)
-        mine = _take(path)
-        if not mine and _break_stale(path):
-            mine = _take(path)
-        try:
-            yield Claim(path, mine) if mine else None
-        finally:
-            if mine and _read(path) == mine:  # a claim that was broken may be somebody else's by now
-                path.unlink(missing_ok=True)
-
-
-class Claim:
-    """A claim that is held; its heartbeat is the file's mtime."""
-
-    def __init__(self, path: Path, mine: str) -> None:
-        self._path, self._mine = path, mine
-
-    def heartbeat(self) -> None:
-        """Say that the holder is alive; nothing when the claim was broken."""
-        if _read(self._path) == self._mine:
-            with suppress(FileNotFoundError):  # broken just now
-                os.utime(self._path)
+    def claim(self, key: str) -> AbstractContextManager[Lease | None]:
+        """Hold `key` while working on it; None when somebody alive holds it."""
+        return leases.lease(self.root / "claims" / _flat(key))
 
 
 def read_json(path: Path) -> Json:
@@ -198,22 +179,17 @@ def read_json(path: Path) -> Json:
     return value
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace the file at `path` in one step."""
-    with replacing(path) as file:
-        file.write(json.dumps(plain(value), indent=1, sort_keys=True) + "\n")
+def write_json(path: Path, value: object) -> None:
+    """Replace the file at `path`, in one step, with the JSON of a mapping or a dataclass."""
+    write_text(path, json.dumps(plain(value), indent=1, sort_keys=True) + "\n")
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file to write that takes the place of the one at `path` in one step, if nothing breaks inside."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def collect_garbage(store: Store, days: float = 7) -> None:
+    """Remove stale claims (holders killed between publishing and letting go), and scratch folders of dead workers."""
+    leases.break_all_stale(store.root / "claims")
+    for folder in (store.root / "tmp").iterdir():
+        if time.time() - folder.stat().st_mtime > days * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -232,82 +208,3 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _take(path: Path) -> str:
-    """Make a claim file; what it says (host, process, a random token), or nothing when there is one already."""
-    mine = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return ""
-    os.write(handle, mine.encode())
-    os.close(handle)
-    return mine
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-
-
-def _break_stale(path: Path) -> bool:
-    """Remove a claim whose holder is dead; False when it is alive, or somebody else is breaking the claim just now.
-
-    One at a time judges and removes: otherwise the second would remove the fresh claim that the first has made.
-    """
-    breaking = path.with_name(f"{path.name}.breaking")
-    if not _take(breaking):
-        _remove_stale(breaking)  # if its maker died while breaking, the next to come can
-        return False
-    try:
-        return _remove_stale(path)
-    finally:
-        breaking.unlink(missing_ok=True)
-
-
-def _remove_stale(path: Path) -> bool:
-    try:
-        holder = path.read_text(encoding="utf-8")
-        if not (_is_dead(holder) or _silent_seconds(path) > (CLAIM_SECONDS if holder else NAMELESS_SECONDS)):
-            return False
-        path.unlink()
-    except FileNotFoundError:  # its holder let go meanwhile
-        pass
-    return True
-
-
-def _is_dead(holder: str) -> bool:
-    """Whether a process of this host is no more; nothing is known of others."""
-    host, pid, *_ = (*holder.split(), "", "")
-    if host != socket.gethostname() or not pid:
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
-
-
-def _silent_seconds(path: Path) -> float:
-    """How long the claim's holder has been silent, by the file server's clock: a probe's mtime, not this machine's time."""
-    probe = path.with_name(f".probe.{secrets.token_hex(4)}")
-    probe.touch()
-    try:
-        return probe.stat().st_mtime - path.stat().st_mtime
-    finally:
-        probe.unlink()
-
-
-def collect_garbage(store: Store, days: float = 7) -> None:
-    """Remove claims of the dead (killed between publishing and letting go), and scratch folders that died long ago."""
-    for claim in (store.root / "claims").glob("[!.]*"):
-        if not claim.suffix:  # not one that is being broken right now
-            _break_stale(claim)
-    for folder in (store.root / "tmp").iterdir():
-        if time.time() - folder.stat().st_mtime > days * 86400:
-            shutil.rmtree(folder, ignore_errors=True)

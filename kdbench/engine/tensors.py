@@ -1,16 +1,15 @@
 """Checkpoints and weights on disk: tensors as safetensors, the rest as JSON. No pickle is ever written or read."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from kdbench.atomic import write_bytes
 from kdbench.errors import KdbenchError
 
 STATE = "state"
@@ -27,9 +26,9 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     return model.eval()
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors; shared storage is written out for each name."""
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, metadata)
+    save_file(_writable(tensors), path)
 
 
 def load_tensors(path: Path, *names: str) -> dict[str, Tensor]:
@@ -48,9 +47,7 @@ def save_state(state: Any, path: Path) -> None:
     """Write nested mappings and lists of tensors and plain values, replacing the file in one step."""
     tensors: dict[str, Tensor] = {}
     skeleton = _take_out(state, tensors)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    save_tensors(tensors, partial, {STATE: json.dumps(skeleton)})
-    partial.replace(path)
+    write_bytes(path, save(_writable(tensors), {STATE: json.dumps(skeleton)}))
 
 
 def load_state(path: Path) -> Any:
@@ -63,6 +60,10 @@ def load_state(path: Path) -> Any:
             return _put_back(skeleton, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, ValueError, KeyError, TypeError):
         return None
+
+
+def _writable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 
 def _take_out(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -92,8 +93,3 @@ def _put_back(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "list":
         return [_put_back(item, tensors) for item in value]
     return value
-
-
-def generator_state(generators: list[torch.Generator]) -> list[Tensor]:
-    """The states of random generators."""
-    return [generator.get_state() for generator in generators]
