@@ -49,7 +49,12 @@ def describe(kind: str, name: str) -> str:
         return "\n".join([f"{name}: {suite.title}", *rows, f"seeds: {len(suite.seeds)}", f"scenario: {suite.scenario}"])
     entry = registry.find(kind, name)
     thing = entry.load()
-    parts = [f"{name}: {entry.target}, from {entry.origin}", _source(thing), inspect.getdoc(thing) or "", *_role(thing)]
+    parts = [
+        f"{name}: {entry.target}, from {entry.origin}",
+        _source(thing),
+        inspect.getdoc(thing) or "",
+        *_access(thing),
+    ]
     if dataclasses.is_dataclass(thing) and isinstance(thing, type):
         parts.append("\n".join(["fields:", *(_fields(thing) or ["  none"])]))
     return "\n\n".join(part for part in parts if part)
@@ -79,17 +84,18 @@ def _source(thing: Any) -> str:
     return (inspect.getdoc(module) or "").partition("\n")[0]
 
 
-def _role(thing: Any) -> Iterator[str]:
+def _access(thing: Any) -> Iterator[str]:
     if isinstance(thing, type) and issubclass(thing, Attack):
         nothing = thing.needs is Access.NOTHING
         yield (
-            "threat model: needs nothing of the victim (a baseline)"
+            "access: needs nothing of the victim (a no-query baseline)"
             if nothing
-            else f"threat model: needs {thing.needs.name.lower()}"
+            else f"access: needs {thing.needs.name.lower()}"
         )
     if isinstance(thing, type) and issubclass(thing, Defense):
         training = ["at training time"] if thing.harden is not Defense.harden else []
-        answering = ["when answering"] if thing.serve is not Defense.serve else []
+        changed = thing.perturb is not Defense.perturb or thing.serve is not Defense.serve
+        answering = ["when answering"] if changed else []
         yield f"acts: {' and '.join(training + answering) or 'never'}" + ("; keeps state" if thing.stateful else "")
 
 

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 import kdbench
 from kdbench import cli, registry
 from kdbench.api import KdbenchError
+from kdbench.records import Status, read
 from kdbench.runs.command import Request
 from kdbench.suites import reader as suites
 
@@ -27,7 +28,7 @@ TINY = [
     *("--set", 'victim.network="mini-8"', "--set", "victim.recipe.epochs=2", "--set", "student.recipe.epochs=2"),
     *("--jobs", "1", "--device", "cpu", "--store", "shelf", "--quiet"),
 ]
-STAGES = 17  # data, train, harden; 2 x 2 thefts and 2 baselines; a score each, and one for each service
+STAGES = 17  # data, train, harden; 2 x 2 attack runs and 2 baselines; an evaluation each, and one of each service
 WILD = ["--attack", "assistant-kd", "--set", "attack.assistant-kd.temperature=1e30"]  # T^2 is past single precision
 
 
@@ -42,7 +43,7 @@ def shell(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @dataclass(frozen=True)
-class Played:
+class Runs:
     """In one folder: a plan; a run in which one attack diverges; the same without that attack; and its plan again."""
 
     folder: Path
@@ -59,8 +60,8 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    folder = tmp_path_factory.mktemp("played")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
 
     def done() -> list[str]:
         return sorted(
@@ -74,7 +75,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
     with contextlib.chdir(folder):
         rerun = invoke(*TINY, "--out", "again")
         replan = invoke(*TINY, "--dry-run")
-    return Played(folder, plan, planned, run, rerun, replan, [stage for stage in done() if stage not in ran])
+    return Runs(folder, plan, planned, run, rerun, replan, [stage for stage in done() if stage not in ran])
 
 
 def rows(plan: str) -> list[str]:
@@ -124,51 +125,51 @@ def test_the_version_is_the_packages() -> None:
     assert said.stdout.strip() == f"kdbench, version {kdbench.__version__}"
 
 
-# The plan, without playing it
+# The plan, without running it
 
 
-def test_a_dry_run_lists_each_stage_once_and_trains_nothing(played: Played) -> None:
-    said = played.plan.stdout
-    assert played.plan.returncode == 0, played.plan.stderr
+def test_a_dry_run_lists_each_stage_once_and_trains_nothing(runs: Runs) -> None:
+    said = runs.plan.stdout
+    assert runs.plan.returncode == 0, runs.plan.stderr
     assert len(rows(said)) == len(set(rows(said))) == STAGES
     assert [row for row in rows(said) if row.startswith("cached")] == ["cached  data    read blobs"]
     assert f"6 cells, {STAGES} unique stages" in said
     assert f"{STAGES - 1} to do" in said
     assert "estimated time: " in said
-    assert [stage.split()[0] for stage in played.done_by_plan] == ["data"]
+    assert [stage.split()[0] for stage in runs.done_by_plan] == ["data"]
 
 
-def test_a_dry_run_after_the_run_finds_everything_cached(played: Played) -> None:
-    assert played.replan.exit_code == 0
-    assert len(rows(played.replan.output)) == STAGES
-    assert all(row.startswith("cached") for row in rows(played.replan.output))
-    assert ", 0 to do" in played.replan.output
-    assert not (played.folder / "runs").exists()
+def test_a_dry_run_after_the_run_finds_everything_cached(runs: Runs) -> None:
+    assert runs.replan.exit_code == 0
+    assert len(rows(runs.replan.output)) == STAGES
+    assert all(row.startswith("cached") for row in rows(runs.replan.output))
+    assert ", 0 to do" in runs.replan.output
+    assert not (runs.folder / "runs").exists()
 
 
 # A run
 
 
-def test_a_cell_that_fails_does_not_stop_the_rest_and_is_exit_code_1(played: Played) -> None:
-    assert played.run.returncode == 1, played.run.stderr
-    assert "2 cells failed: training diverged: the loss was not finite in epoch 0" in played.run.stdout
-    assert played.run.stderr == ""
-    cells = [json.loads(path.read_text()) for path in (played.folder / "wild" / "cells").iterdir()]
-    assert sorted(cell["attack"]["label"] for cell in cells if cell["status"] == "failed") == ["assistant-kd"] * 2
-    assert sum(cell["status"] == "done" for cell in cells) == 6
-    status = invoke("status", str(played.folder / "wild")).output
+def test_a_cell_that_fails_does_not_stop_the_rest_and_is_exit_code_1(runs: Runs) -> None:
+    assert runs.run.returncode == 1, runs.run.stderr
+    assert "2 cells failed: training diverged: the loss was not finite in epoch 0" in runs.run.stdout
+    assert runs.run.stderr == ""
+    cells = read(runs.folder / "wild")
+    assert [cell.attack.name for cell in cells if cell.status is Status.FAILED] == ["assistant-kd"] * 2
+    assert sum(cell.status is Status.DONE for cell in cells) == 6
+    status = invoke("status", str(runs.folder / "wild")).output
     assert "cells: 6 done, 2 failed" in status
     assert "failed: nasty--assistant-kd--mini-8--seed0: training diverged" in status
 
 
-def test_a_run_of_what_is_finished_does_nothing_again_and_is_exit_code_0(played: Played) -> None:
-    assert played.rerun.exit_code == 0
-    assert played.done_by_rerun == []
+def test_a_run_of_what_is_finished_does_nothing_again_and_is_exit_code_0(runs: Runs) -> None:
+    assert runs.rerun.exit_code == 0
+    assert runs.done_by_rerun == []
 
 
 @pytest.mark.parametrize("name", ["wild", "again"])
-def test_a_run_prints_the_leaderboard_and_where_the_results_are(played: Played, name: str) -> None:
-    said = {"wild": played.run.stdout, "again": played.rerun.stdout}[name]
+def test_a_run_prints_the_leaderboard_and_where_the_results_are(runs: Runs, name: str) -> None:
+    said = {"wild": runs.run.stdout, "again": runs.rerun.stdout}[name]
     assert "Defense" in said
     assert re.search(r"\bnasty\b", said)
     assert re.search(r"\bnone\b", said)
@@ -176,8 +177,9 @@ def test_a_run_prints_the_leaderboard_and_where_the_results_are(played: Played, 
     assert f"Plots: {Path(name) / 'plots'}" in said
 
 
-def test_a_run_writes_a_cell_each_and_everything_else_beside_them(played: Played) -> None:
-    assert sorted(path.stem for path in (played.out / "cells").iterdir()) == [
+def test_a_run_writes_its_cells_and_everything_else_beside_them(runs: Runs) -> None:
+    cells = {cell.name: cell for cell in read(runs.out)}
+    assert sorted(cells) == [
         "baseline-1-0--cross-entropy--mini-8--seed0",
         "baseline-1-0--label-smoothing--mini-8--seed0",
         "nasty--hard-label--mini-8--seed0",
@@ -185,26 +187,27 @@ def test_a_run_writes_a_cell_each_and_everything_else_beside_them(played: Played
         "none--hard-label--mini-8--seed0",
         "none--kd--mini-8--seed0",
     ]
-    assert {"README.md", "leaderboard.md", "leaderboard.csv", "leaderboard.json", "plan.json"} <= {
-        path.name for path in played.out.iterdir()
+    assert {"README.md", "leaderboard.md", "leaderboard.csv", "leaderboard.json", "plan.json", "cells.jsonl"} <= {
+        path.name for path in runs.out.iterdir()
     }
-    assert any((played.out / "plots").glob("*.png"))
-    cell = json.loads((played.out / "cells" / "nasty--kd--mini-8--seed0.json").read_text())
-    assert cell["status"] == "done"
-    assert 0 <= cell["metrics"]["student_acc"] <= 1
-    assert cell["metrics"]["queries"] == 2 * 96
-    assert cell["defense"]["fields"] == {"tau": 4.0, "omega": 0.04, "clip": 1.0}
-    assert cell["protocol"]["victim_recipe"]["epochs"] == 2
+    assert any((runs.out / "plots").glob("*.png"))
+    cell = cells["nasty--kd--mini-8--seed0"]
+    assert cell.status is Status.DONE
+    assert 0 <= cell.metrics["student_acc"] <= 1
+    assert cell.metrics["queries"] == 2 * 96
+    assert cell.defense
+    assert cell.defense.fields == {"tau": 4.0, "omega": 0.04, "clip": 1.0}
+    assert cell.protocol.victim_recipe["epochs"] == 2
 
 
-# What was played, told again
+# What was run, shown again
 
 
 @pytest.mark.parametrize(
     ("format", "begins"), [("table", ""), ("md", "#"), ("csv", ""), ("json", ("{", "[")), ("html", "<")]
 )
-def test_the_leaderboard_is_printed_in_every_format(played: Played, format: str, begins: str | tuple[str, ...]) -> None:
-    result = invoke("leaderboard", str(played.out), "--format", format)
+def test_the_leaderboard_is_printed_in_every_format(runs: Runs, format: str, begins: str | tuple[str, ...]) -> None:
+    result = invoke("leaderboard", str(runs.out), "--format", format)
     assert result.exit_code == 0
     assert "nasty" in result.output
     assert result.output.startswith(begins)
@@ -212,18 +215,18 @@ def test_the_leaderboard_is_printed_in_every_format(played: Played, format: str,
         json.loads(result.output)
 
 
-def test_the_plots_are_drawn_again_where_they_were(played: Played) -> None:
-    first = sorted((played.out / "plots").glob("*.png"))[0]
+def test_the_plots_are_drawn_again_where_they_were(runs: Runs) -> None:
+    first = sorted((runs.out / "plots").glob("*.png"))[0]
     first.unlink()
-    result = invoke("plot", str(played.out))
+    result = invoke("plot", str(runs.out))
     assert result.exit_code == 0
     drawn = [Path(line) for line in result.output.splitlines()]
     assert first in drawn
     assert all(path.is_file() for path in drawn)
 
 
-def test_the_status_says_how_far_a_run_is_and_what_it_cost(played: Played) -> None:
-    result = invoke("status", str(played.out))
+def test_the_status_says_how_far_a_run_is_and_what_it_cost(runs: Runs) -> None:
+    result = invoke("status", str(runs.out))
     assert result.exit_code == 0
     assert re.match(rf"stages: {STAGES} of {STAGES} done, .* of work\ncells: 6 done\n", result.output)
 
@@ -231,11 +234,11 @@ def test_the_status_says_how_far_a_run_is_and_what_it_cost(played: Played) -> No
 # What there is
 
 
-@pytest.mark.parametrize("plural", ["defenses", "attacks", "models", "datasets"])
+@pytest.mark.parametrize("plural", ["defenses", "attacks", "models", "datasets", "victims", "executors"])
 def test_each_kind_is_listed_by_name(plural: str) -> None:
     result = invoke("list", plural)
     assert result.exit_code == 0
-    kind = {"defenses": "defense", "attacks": "attack", "models": "model", "datasets": "dataset"}[plural]
+    kind = plural.removesuffix("s")
     assert [line.split()[0] for line in result.output.splitlines()] == registry.names(kind)
 
 
@@ -254,6 +257,8 @@ def test_everything_is_listed_under_headings() -> None:
         "attacks:",
         "models:",
         "datasets:",
+        "victims:",
+        "executors:",
         "suites:",
     ]
 
@@ -285,16 +290,16 @@ def test_one_thing_is_shown_with_all_there_is_to_know(arguments: tuple[str, str]
         (("run", "--dataset", "blob"), "There is no dataset 'blob'. Did you mean 'blobs'? Known: "),
         (("run", "--student", "mini8"), "There is no model 'mini8'. Did you mean 'mini-8'? Known: "),
         (("run", "digitz"), "There is no suite 'digitz'. Did you mean 'digits'? Known: "),
-        (("run", "absent.toml"), "There is no benchmark file absent.toml."),
+        (("run", "absent.toml"), "There is no suite file absent.toml."),
         (("run", "--set", "defense.nasty.omga=1"), "There is no field 'omga' in defense.nasty. Did you mean 'omega'?"),
         (("run", "--set", "defense.nasty.omega=x"), "defense.nasty.omega must be a valid number, not 'x'."),
         (("run", "--set", "omega"), "--set takes PATH=VALUE, such as attack.kd.temperature=20, not 'omega'."),
         (("run", "--set", "=1"), "--set takes PATH=VALUE, such as attack.kd.temperature=20, not '=1'."),
-        (("run", "--set", ".=1"), "There is no field '.' in the benchmark file."),
+        (("run", "--set", ".=1"), "There is no field '.' in the suite file."),
         (("show", "defense", "nastty"), "There is no defense 'nastty'. Did you mean 'nasty'? Known: "),
         (("show", "suite", "digitz"), "There is no suite 'digitz'. Did you mean 'digits'? Known: "),
-        (("leaderboard", "absent"), "There are no results in absent: it has no cells/*.json."),
-        (("plot", "absent"), "There are no results in absent: it has no cells/*.json."),
+        (("leaderboard", "absent"), "There are no results in absent: it has no cells.jsonl."),
+        (("plot", "absent"), "There are no results in absent: it has no cells.jsonl."),
         (("status", "absent"), "absent is not the results folder of a run: it has no plan.json."),
     ],
 )
@@ -315,7 +320,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2_before_anything_is_done(
     "arguments",
     [
         ("frobnicate",),
-        ("list", "victims"),
+        ("list", "robots"),
         ("show", "defense"),
         ("run", "--seeds", "0"),
         ("run", "--jobs", "none"),
@@ -421,7 +426,7 @@ def test_a_value_is_read_as_toml_and_what_is_not_toml_is_text(text: str, path: s
     assert Request(changes=(text,)).tree() == {path: value}
 
 
-def test_options_become_changes_of_the_benchmark_file() -> None:
+def test_options_become_changes_of_the_suite_file() -> None:
     request = Request(
         defense=("nasty", "stingy"),
         attack=("kd",),

@@ -61,7 +61,6 @@ WORDS = (
     Word("twins?", "hardened model"),
     Word("publics|public (data|pool|images)", "surrogate data"),
     Word("pools?", "surrogate data", but="(max|avg|average|adaptive|global|ceil|process|worker|thread) ?pools?"),
-    Word("images of", "variant_of", NAMES),
     Word("owned", "data subset", NAMES),
     Word("meters?", "query counter", NAMES),
     Word("borders?", "input check", NAMES),

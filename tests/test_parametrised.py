@@ -1,4 +1,4 @@
-"""Names with an argument: torchvision's networks by its names, and networks out of one's own modules."""
+"""Names with an argument: torchvision's networks by its names, and networks in a user's own modules."""
 
 import importlib
 import os
@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench import listing as catalogue
-from kdbench import registry
+from kdbench import listing, registry
 from kdbench.api import KdbenchError, seeded
 from kdbench.engine.sources import source_digest
-from kdbench.records import Status
+from kdbench.records import Status, read
 from kdbench.suites import reader as suites
 from kdbench.suites.suite import Suite
-from runs import DUEL, TINY, run
+from runs import ONE_CELL, TINY, run
 
 NETS = '''
 """My networks."""
@@ -72,20 +71,20 @@ def refusal(kind: str, name: str) -> str:
 # Names
 
 
-def test_a_family_is_listed_once_by_its_bare_name() -> None:
+def test_a_parametrised_entry_is_listed_once_by_its_bare_name() -> None:
     assert "torchvision" in registry.names("model")
     assert "imagefolder" in registry.names("dataset")
     assert not [name for kind in registry.KINDS for name in registry.names(kind) if ":" in name]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("model", "torchvision:NAME"), ("dataset", "imagefolder:PATH")])
-def test_the_list_shows_the_form_of_a_family(kind: str, name: str) -> None:
-    [line] = [line for line in catalogue.listing(catalogue.PLURALS[kind]) if name.partition(":")[0] in line.split()]
+def test_the_list_shows_the_form_of_a_parametrised_entry(kind: str, name: str) -> None:
+    [line] = [line for line in listing.listing(listing.PLURALS[kind]) if name.partition(":")[0] in line.split()]
     assert f"  {name} is " in line
 
 
 @pytest.mark.parametrize("name", ["torchvision", "torchvision:"])
-def test_a_family_without_its_argument_is_refused_with_the_form(name: str) -> None:
+def test_a_parametrised_entry_without_its_argument_is_refused_with_the_form(name: str) -> None:
     with pytest.raises(KdbenchError, match=r"^The model 'torchvision' needs an argument: torchvision:NAME\.$"):
         registry.load("model", name)
 
@@ -96,7 +95,7 @@ def test_what_takes_no_argument_says_so() -> None:
     assert refusal("model", "cnn:small").endswith(" A module of your own named 'cnn' needs another name.")
 
 
-def test_a_misspelt_family_is_told_with_the_nearest() -> None:
+def test_a_misspelt_parametrised_entry_is_named_with_the_nearest() -> None:
     assert refusal("dataset", "imagefoldr:x").startswith(
         "There is no dataset 'imagefoldr'. Did you mean 'imagefolder'?"
     )
@@ -104,11 +103,9 @@ def test_a_misspelt_family_is_told_with_the_nearest() -> None:
 
 
 def test_an_entry_with_an_argument_says_where_it_comes_from() -> None:
-    entry, family = registry.find("model", "torchvision:resnet18"), registry.find("model", "torchvision")
-    assert (entry.name, entry.argument, entry.origin) == ("torchvision:resnet18", "resnet18", family.origin)
-    assert catalogue.describe("model", "torchvision:resnet18").startswith(
-        f"torchvision:resnet18: {family.target}, from "
-    )
+    entry, bare = registry.find("model", "torchvision:resnet18"), registry.find("model", "torchvision")
+    assert (entry.name, entry.argument, entry.origin) == ("torchvision:resnet18", "resnet18", bare.origin)
+    assert listing.describe("model", "torchvision:resnet18").startswith(f"torchvision:resnet18: {bare.target}, from ")
 
 
 # torchvision
@@ -197,7 +194,7 @@ def test_a_network_of_ones_own_comes_out_of_the_current_folder(here: Path, funct
 
 
 def test_a_network_of_ones_own_is_shown_with_its_words(here: Path) -> None:
-    shown = catalogue.describe("model", f"{write(here)}:small")
+    shown = listing.describe("model", f"{write(here)}:small")
     assert "from your own code" in shown
     assert "A line through the pixels." in shown
     assert "My networks." in shown
@@ -255,7 +252,7 @@ def test_a_function_that_makes_no_network_is_found_out(here: Path) -> None:
 
 def test_ones_own_module_counts_with_its_source_wherever_the_function_was_made(here: Path) -> None:
     name = write(here)
-    (here / f"{name}_copy.py").write_text((here / f"{name}.py").read_text() + "# changed\n")
+    (here / f"{name}_copy.py").write_text((here / f"{name}.py").read_text() + "changed = 1\n")
     for function in ("small", "Wide", "made"):
         digests = {source_digest(registry.load("model", f"{module}:{function}")) for module in (name, f"{name}_copy")}
         assert len(digests) == 2
@@ -292,14 +289,14 @@ def loose(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 def test_ones_own_module_counts_with_all_that_it_imports_of_its_folder(loose: Callable[..., str], file: str) -> None:
     assert loose() == loose(**{"other.py": "x = 1\n"})
     changed = {"package/sizes.py": "SIZE = 4\n", "package/deep.py": "import json\n"}.get(file)
-    text = changed or (Path(file).read_text() + "# changed\n")
+    text = changed or (Path(file).read_text() + "changed = 1\n")
     assert loose(**{file: text}) != loose()
 
 
 # In a suite
 
 
-def test_a_wrong_argument_in_a_benchmark_file_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_wrong_argument_in_a_suite_file_is_named_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(TINY.replace('network = "mini-8"', 'network = "torchvision:resnt18"', 1))
     line = file.read_text().splitlines().index('network = "torchvision:resnt18"') + 1
@@ -307,8 +304,8 @@ def test_a_wrong_argument_in_a_benchmark_file_is_told_with_its_line(tmp_path: Pa
         suites.load(str(file))
 
 
-def test_a_thief_may_play_with_a_network_of_torchvision(tiny: Callable[..., Suite], tmp_path: Path) -> None:
-    cells = run(tiny({**DUEL, "student.networks": ["torchvision:shufflenet_v2_x0_5"]}), tmp_path)
+def test_an_attack_may_train_a_network_of_torchvision(tiny: Callable[..., Suite], tmp_path: Path) -> None:
+    cells = run(tiny({**ONE_CELL, "student.networks": ["torchvision:shufflenet_v2_x0_5"]}), tmp_path)
     [cell] = cells.values()
     assert (cell.status, cell.reason, cell.student) == (Status.DONE, "", "torchvision:shufflenet_v2_x0_5")
 
@@ -331,7 +328,7 @@ def test_workers_find_a_network_of_ones_own_and_train_it_again_when_its_source_c
     (tmp_path / "blocks.py").write_text(NETS.replace("{imports}", "block = lambda *given: small(*given)"))
     done = shell(tmp_path, "--out", "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == ["none--kd--nets-small--seed0.json"]
-    (tmp_path / "blocks.py").write_text((tmp_path / "blocks.py").read_text() + "# changed\n")
+    assert [cell.name for cell in read(tmp_path / "out")] == ["none--kd--nets-small--seed0"]
+    (tmp_path / "blocks.py").write_text((tmp_path / "blocks.py").read_text() + "changed = 1\n")
     plan = shell(tmp_path, "--dry-run")
     assert [line.split()[:2] for line in plan.stdout.splitlines() if line.startswith("cached")] == [["cached", "data"]]
