@@ -34,7 +34,7 @@ from kdbench.attacks import assistant_kd
 from kdbench.attacks._features import Features, Normed
 from kdbench.attacks.assistant_kd import AssistantKD
 from kdbench.attacks.cross_entropy import CrossEntropy
-from kdbench.attacks.deep_inversion import DeepInversion, Judge, total_variation
+from kdbench.attacks.deep_inversion import DeepInversion, Objective, total_variation
 from kdbench.attacks.hard_label import HardLabel
 from kdbench.attacks.kd import KD, distil, kd_loss
 from kdbench.attacks.label_smoothing import LabelSmoothing
@@ -49,7 +49,7 @@ Y = torch.tensor([0])
 EPOCHS, IMAGES = 2, 96
 SMALL = DeepInversion(images=60, batch=24, iterations=8, lr=0.2, jitter=1, queries="once")
 ADAPTIVE = replace(SMALL, competition=10.0, steps=3)
-THIEVES = [
+ATTACKS = [
     HardLabel(), HardLabel("once"), KD(), KD(queries="once"), PartialKD(fraction=0.5), AssistantKD(),
     AssistantKD(queries="once"), SMALL, replace(SMALL, queries="augmented"), ADAPTIVE, replace(ADAPTIVE, queries="augmented"),
 ]  # fmt: skip
@@ -231,7 +231,7 @@ def test_a_last_batch_of_one_image_is_not_asked_about(victim: nn.Module) -> None
     assert oracle.answered == EPOCHS * IMAGES
 
 
-@pytest.mark.parametrize("attack", THIEVES, ids=name)
+@pytest.mark.parametrize("attack", ATTACKS, ids=name)
 def test_a_budget_that_is_one_answer_short_is_refused(attack: Attack, data: Split, victim: nn.Module) -> None:
     enough = oracle_on(victim)
     attack.steal(enough, owner(attack, data))
@@ -242,7 +242,7 @@ def test_a_budget_that_is_one_answer_short_is_refused(attack: Attack, data: Spli
         attack.steal(oracle_on(victim, budget=enough.answered - 1), owner(attack, data))
 
 
-@pytest.mark.parametrize("attack", [*THIEVES, *BASELINES], ids=name)
+@pytest.mark.parametrize("attack", [*ATTACKS, *BASELINES], ids=name)
 def test_the_same_thief_steals_the_same_student(attack: Attack, data: Split, victim: nn.Module) -> None:
     one, two = (attack.steal(oracle_on(victim), owner(attack, data)) for _ in range(2))
     other = attack.steal(oracle_on(victim), owner(attack, data, seed=1))
@@ -250,13 +250,13 @@ def test_the_same_thief_steals_the_same_student(attack: Attack, data: Split, vic
     assert not equal(one, other)
 
 
-@pytest.mark.parametrize("attack", [*THIEVES, *BASELINES], ids=name)
+@pytest.mark.parametrize("attack", [*ATTACKS, *BASELINES], ids=name)
 def test_every_thief_trains_the_student_that_was_made_first(attack: Attack, data: Split, victim: nn.Module) -> None:
     ctx, made = remembering(owner(attack, data))
     assert attack.steal(oracle_on(victim), ctx) is made[0]  # paired: all start from the same weights
 
 
-@pytest.mark.parametrize("attack", [*THIEVES, *BASELINES], ids=name)
+@pytest.mark.parametrize("attack", [*ATTACKS, *BASELINES], ids=name)
 def test_a_student_is_handed_over_in_eval_mode(attack: Attack, data: Split, victim: nn.Module) -> None:
     assert not attack.steal(oracle_on(victim), owner(attack, data)).training
 
@@ -462,7 +462,7 @@ def test_an_inversion_in_bf16_makes_nearly_the_same_judgement(data: Split, victi
     for precision in ("fp32", "bf16"):
         ctx = replace(context(data), precision=precision)
         with torch.no_grad(), Features(victim) as features:
-            judged.append(Judge(SMALL, features, context(data).new_student().eval(), ctx)(u, y))
+            judged.append(Objective(SMALL, features, context(data).new_student().eval(), ctx)(u, y))
     assert judged[1].dtype == torch.float32
     torch.testing.assert_close(judged[1], judged[0], rtol=0.03, atol=0)
     assert not torch.equal(*judged)
@@ -484,7 +484,7 @@ def test_the_whole_objective_is_the_sum_of_its_terms(data: Split, victim: nn.Mod
     competing_student = context(data).new_student().eval()
     u, y = 4 * data.x - 2, data.y
     with torch.no_grad(), Features(victim) as features:
-        loss, r_feat = Judge(attack, features, competing_student, context(data))(u, y)
+        loss, r_feat = Objective(attack, features, competing_student, context(data))(u, y)
         z, same = features(data.x)
     divergence = jensen_shannon(soften(z, 3.0), soften(predict_logits(competing_student, data.x), 3.0))
     expected = F.cross_entropy(z, y) + 0.2 * total_variation(u) + 0.1 * u.norm() + 3.0 * same + 5.0 * (1 - divergence)
@@ -515,15 +515,15 @@ def test_the_best_images_are_kept_though_the_last_are_worse(
 ) -> None:
     seen: list[Tensor] = []
 
-    def worsening(judge: Judge, u: Tensor, y: Tensor) -> Tensor:
+    def worsening(judge: Objective, u: Tensor, y: Tensor) -> Tensor:
         seen.append(u.detach().clone())
         away = abs(len(seen) - 3)  # the third of the iterates is the best
         return torch.stack([1000.0 * away + u.sum(), torch.tensor(float(len(seen)))])
 
-    monkeypatch.setattr(Judge, "__call__", worsening)
+    monkeypatch.setattr(Objective, "__call__", worsening)
     attack = replace(SMALL, jitter=0)
     with Features(victim) as features:
-        images, losses = attack._invert(0, Judge(attack, features, None, context(data)), owner(attack, data))
+        images, losses = attack._invert(0, Objective(attack, features, None, context(data)), owner(attack, data))
     assert len(seen) == attack.iterations
     torch.testing.assert_close(images, 0.5 + 0.25 * seen[2], rtol=0, atol=0)
     assert float(losses[1]) == 3
@@ -533,7 +533,7 @@ def test_the_best_images_are_kept_though_the_last_are_worse(
 def test_the_loss_that_is_written_down_is_that_of_the_images_that_are_kept(data: Split, victim: nn.Module) -> None:
     attack = replace(SMALL, jitter=0, iterations=30, lr=1.0)
     with Features(victim) as features:
-        judge = Judge(attack, features, None, context(data))
+        judge = Objective(attack, features, None, context(data))
         images, losses = attack._invert(0, judge, owner(attack, data))
         torch.testing.assert_close(judge((images - 0.5) / 0.25, torch.arange(24) % 3), losses)
 
@@ -542,7 +542,7 @@ def test_an_inversion_lowers_what_it_minimises(data: Split, victim: nn.Module) -
     def final(iterations: int) -> Tensor:
         attack = replace(SMALL, jitter=0, iterations=iterations)
         with Features(victim) as features:
-            return attack._invert(0, Judge(attack, features, None, context(data)), owner(attack, data))[1]
+            return attack._invert(0, Objective(attack, features, None, context(data)), owner(attack, data))[1]
 
     start, end = final(1), final(60)
     assert end[0] < 0.3 * start[0]
@@ -562,7 +562,7 @@ def test_competition_makes_images_on_which_victim_and_rival_differ(data: Split, 
     def divergence(competition: float) -> float:
         attack = replace(SMALL, iterations=40, competition=competition)
         with torch.enable_grad(), Features(victim) as features:
-            x, _ = attack._invert(0, Judge(attack, features, competing_student, context(data)), owner(attack, data))
+            x, _ = attack._invert(0, Objective(attack, features, competing_student, context(data)), owner(attack, data))
         return float(
             jensen_shannon(soften(predict_logits(victim, x), 3.0), soften(predict_logits(competing_student, x), 3.0))
         )
@@ -647,7 +647,7 @@ def test_an_interrupted_inversion_goes_on_to_the_same_student(
     def play(stage_log: StageLog) -> tuple[nn.Module, int, dict[str, float]]:
         ctx = replace(owner(attack, data), log=stage_log)
         stage_log.generators.append(ctx.generator)
-        oracle = Oracle(truthful(victim), Scenario(access=Access.WEIGHTS), victim, stage_log.meter)
+        oracle = Oracle(truthful(victim), Scenario(access=Access.WEIGHTS), victim, stage_log.query_counter)
         return attack.steal(oracle, ctx), oracle.answered, stage_log.numbers
 
     whole, asked, numbers = play(Interrupted(tmp_path / "whole", 0))

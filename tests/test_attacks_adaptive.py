@@ -223,7 +223,7 @@ def test_an_interrupted_theft_goes_on_to_the_same_student(
     def play(stage_log: StageLog) -> tuple[nn.Module, int, dict[str, float]]:
         ctx = replace(context(data, epochs=4 if isinstance(attack, Skeptical) else EPOCHS), log=stage_log)
         stage_log.generators.append(ctx.generator)
-        oracle = Oracle(truthful(victim), Scenario(), victim, stage_log.meter)
+        oracle = Oracle(truthful(victim), Scenario(), victim, stage_log.query_counter)
         return attack.steal(oracle, ctx), oracle.answered, stage_log.numbers
 
     whole, asked, numbers = play(Interrupted(tmp_path / "whole", 0))

@@ -34,7 +34,7 @@ from kdbench.api import (
 )
 from kdbench.attacks._transforms import noisy, reverse_sigmoid, rounded
 from kdbench.attacks.denoise import Denoise, granted
-from kdbench.attacks.dfme import DFME, GeneratorStudentGame, generator, pictured, slope
+from kdbench.attacks.dfme import DFME, GeneratorStudentGame, as_images, generator, slope
 from kdbench.attacks.kd import KD
 from kdbench.attacks.knockoff import Knockoff, QueryCampaign, clustered, rescaled, rewards
 from kdbench.defenses.gaussian_noise import GaussianNoise, renormalised
@@ -48,10 +48,10 @@ from kdbench.training.fused import FusedTraining
 T = torch.tensor([[3.0, 1.0, 0.0, -2.0]], dtype=torch.float64)
 EPOCHS, IMAGES = 2, 96
 DENOISE = Denoise(examples=256, epochs=5)
-RANDOM = Knockoff(pool="patterns", queries=80, batch=32, clusters=6)
+RANDOM = Knockoff(surrogate="patterns", queries=80, batch=32, clusters=6)
 ADAPTIVE = replace(RANDOM, policy="adaptive")
-DUEL = DFME(queries=4 * 16 * 7, batch=16, width=4, noise=8)
-ALL: list[Attack] = [DENOISE, replace(DENOISE, queries="once"), RANDOM, ADAPTIVE, DUEL]
+GAME = DFME(queries=4 * 16 * 7, batch=16, width=4, noise=8)
+ALL: list[Attack] = [DENOISE, replace(DENOISE, queries="once"), RANDOM, ADAPTIVE, GAME]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ INTERRUPTIONS = [  # at checkpoints of each kind: of a round, of a lesson, of a 
     *((DENOISE, after) for after in (1, 2, 4, 7, 8, 9)),
     *((RANDOM, after) for after in (1, 2)),
     *((ADAPTIVE, after) for after in range(1, 8)),  # three rounds and two lessons, then two epochs
-    *((DUEL, after) for after in range(1, 5)),
+    *((GAME, after) for after in range(1, 5)),
 ]  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def test_an_interrupted_theft_goes_on_to_the_same_student(
         ctx = replace(of(attack, data, patterns), log=stage_log)
         stage_log.generators.append(ctx.generator)
         oracle = oracle_on(victim)
-        metered = Oracle(oracle, Scenario(), victim, stage_log.meter)
+        metered = Oracle(oracle, Scenario(), victim, stage_log.query_counter)
         return attack.steal(metered, ctx), metered.answered, stage_log.numbers
 
     whole, asked, numbers = play(Interrupted(tmp_path / "whole", 0))
@@ -162,7 +162,7 @@ def test_an_interrupted_theft_goes_on_to_the_same_student(
     assert (answered, resumed) == (asked, numbers)
 
 
-@pytest.mark.parametrize("attack", [RANDOM, ADAPTIVE, DUEL], ids=name)
+@pytest.mark.parametrize("attack", [RANDOM, ADAPTIVE, GAME], ids=name)
 def test_it_owns_no_image(attack: Attack) -> None:
     assert attack.data_subset() == DataSubset(0.0)
 
@@ -444,8 +444,8 @@ def test_what_is_equal_for_all_pays_nobody() -> None:
 def test_the_bandit_moves_as_gradient_bandits_do(data: Split) -> None:
     start = torch.tensor([0.3, -0.2, 0.0, 0.1])
     kind, reward = torch.tensor([1, 0, 1, 3]), torch.tensor([0.9, 0.1, 0.5, 0.3])
-    hunt = replace(QueryCampaign.new(4, context(data)), preference=start, draws=torch.tensor([2.0, 0.0, 0.0, 1.0]))
-    grown = hunt.grown(torch.arange(4), torch.zeros(4, 3), kind, reward)
+    campaign = replace(QueryCampaign.new(4, context(data)), preference=start, draws=torch.tensor([2.0, 0.0, 0.0, 1.0]))
+    grown = campaign.grown(torch.arange(4), torch.zeros(4, 3), kind, reward)
     draws, pi, wanted = [3, 2, 0, 2], start.softmax(dim=0).tolist(), start.tolist()
     for action, r in zip(kind.tolist(), reward.tolist(), strict=True):
         for z in range(4):
@@ -456,14 +456,14 @@ def test_the_bandit_moves_as_gradient_bandits_do(data: Split) -> None:
 
 def test_kinds_are_drawn_by_preference_until_they_are_used_up(data: Split) -> None:
     kind = torch.tensor([0] * 30 + [1] * 300 + [2] * 300)
-    hunt = replace(QueryCampaign.new(3, context(data)), preference=torch.tensor([40.0, 0.0, 0.0]))
-    first = hunt.draw(kind, 20, seed())
+    campaign = replace(QueryCampaign.new(3, context(data)), preference=torch.tensor([40.0, 0.0, 0.0]))
+    first = campaign.draw(kind, 20, seed())
     assert kind[first].tolist() == [0] * 20
-    hunt = replace(hunt, index=first)
-    then = hunt.draw(kind, 50, seed())
+    campaign = replace(campaign, index=first)
+    then = campaign.draw(kind, 50, seed())
     assert (kind[then] == 0).sum() == 10  # all that is left of it
     assert len({*first.tolist(), *then.tolist()}) == 70
-    even = replace(hunt, preference=torch.tensor([-40.0, 0.0, 1.0]), index=then[:0])
+    even = replace(campaign, preference=torch.tensor([-40.0, 0.0, 1.0]), index=then[:0])
     drawn = torch.cat([kind[even.draw(kind, 3, seed(number))] for number in range(300)]).bincount(minlength=3)
     assert drawn[0] == 0
     assert float(drawn[2] / drawn.sum()) == pytest.approx(math.e / (1 + math.e), abs=0.05)
@@ -531,7 +531,7 @@ def test_a_slope_is_the_gradient_on_average_each_point_its_own() -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 28, 28), (1, 7, 9), (1, 2, 3), (3, 64, 64)], ids=str)
 def test_a_generator_makes_images_of_any_shape(shape: tuple[int, int, int]) -> None:
     net = generator(16, 4, shape)
-    x = pictured(net(100 * torch.randn(5, 16, generator=seed())))
+    x = as_images(net(100 * torch.randn(5, 16, generator=seed())))
     assert x.shape == (5, *shape)
     assert x.min() >= 0
     assert x.max() <= 1
@@ -542,14 +542,14 @@ def test_a_generator_makes_images_of_any_shape(shape: tuple[int, int, int]) -> N
 def test_it_plays_as_many_rounds_as_the_budget_has_room_for(
     budget: int | None, rounds: int, data: Split, victim: nn.Module, patterns: Tensor
 ) -> None:
-    oracle, ctx = oracle_on(victim, budget), of(DUEL, data, patterns)
-    DUEL.steal(oracle, ctx)
+    oracle, ctx = oracle_on(victim, budget), of(GAME, data, patterns)
+    GAME.steal(oracle, ctx)
     assert oracle.answered == rounds * 16 * 7
     assert ctx.log.numbers["rounds"] == rounds
 
 
 def test_every_probe_is_a_question(data: Split, victim: nn.Module, patterns: Tensor) -> None:
-    attack = replace(DUEL, directions=3, steps=2)
+    attack = replace(GAME, directions=3, steps=2)
     oracle = oracle_on(victim)
     attack.steal(oracle, of(attack, data, patterns))
     assert oracle.answered == (448 // (16 * 6)) * 16 * 6
@@ -558,15 +558,15 @@ def test_every_probe_is_a_question(data: Split, victim: nn.Module, patterns: Ten
 def test_a_budget_below_one_round_says_so(data: Split, victim: nn.Module, patterns: Tensor) -> None:
     oracle = oracle_on(victim, 111)
     with pytest.raises(KdbenchError, match="a round of 112 answers is more than the 111") as caught:
-        DUEL.steal(oracle, of(DUEL, data, patterns))
+        GAME.steal(oracle, of(GAME, data, patterns))
     assert not isinstance(caught.value, Refused)
     assert oracle.answered == 0
 
 
 def test_differences_are_not_taken_where_they_would_drown(data: Split, victim: nn.Module, patterns: Tensor) -> None:
-    ctx = replace(of(DUEL, data, patterns), precision="bf16")
+    ctx = replace(of(GAME, data, patterns), precision="bf16")
     with pytest.raises(KdbenchError, match="dfme needs precision fp32, not bf16"):
-        DUEL.steal(oracle_on(victim), ctx)
+        GAME.steal(oracle_on(victim), ctx)
 
 
 def test_a_batch_of_one_image_is_refused() -> None:
@@ -577,33 +577,31 @@ def test_a_batch_of_one_image_is_refused() -> None:
 def test_the_generator_finds_images_on_which_a_fixed_student_is_wrong(
     data: Split, victim: nn.Module, patterns: Tensor
 ) -> None:
-    attack = replace(DUEL, batch=64, width=16, generator_lr=1e-2)
-    generator_student_game = GeneratorStudentGame(attack, oracle_on(victim), of(attack, data, patterns))
-    before = gap(generator_student_game)
-    student = copy.deepcopy(generator_student_game.student)
+    attack = replace(GAME, batch=64, width=16, generator_lr=1e-2)
+    game = GeneratorStudentGame(attack, oracle_on(victim), of(attack, data, patterns))
+    before = gap(game)
+    student = copy.deepcopy(game.student)
     for _ in range(60):
-        generator_student_game._challenge()
-    assert gap(generator_student_game) > 1.2 * before
-    assert equal(generator_student_game.student, student)
+        game._train_generator()
+    assert gap(game) > 1.2 * before
+    assert equal(game.student, student)
 
 
 def test_the_student_comes_nearer_on_the_generators_images(data: Split, victim: nn.Module, patterns: Tensor) -> None:
-    attack = replace(DUEL, batch=64, width=16)
-    generator_student_game = GeneratorStudentGame(attack, oracle_on(victim), of(attack, data, patterns))
-    first = float(generator_student_game._learn())
+    attack = replace(GAME, batch=64, width=16)
+    game = GeneratorStudentGame(attack, oracle_on(victim), of(attack, data, patterns))
+    first = float(game._train_student())
     for _ in range(60):
-        last = float(generator_student_game._learn())
+        last = float(game._train_student())
     assert last < 0.5 * first
 
 
 def test_rates_fall_at_10_30_and_50_per_cent(data: Split, victim: nn.Module, patterns: Tensor) -> None:
-    generator_student_game = GeneratorStudentGame(DUEL, oracle_on(victim), of(DUEL, data, patterns))
+    game = GeneratorStudentGame(GAME, oracle_on(victim), of(GAME, data, patterns))
     for share, factor in ((0.0, 1), (0.09, 1), (0.1, 0.3), (0.3, 0.09), (0.49, 0.09), (0.5, 0.027), (0.99, 0.027)):
-        generator_student_game.play(share)
-        rates = [
-            optimizer.param_groups[0]["lr"] for optimizer in (generator_student_game._sgd, generator_student_game._adam)
-        ]
-        assert rates == pytest.approx([factor * DUEL.lr, factor * DUEL.generator_lr])
+        game.round(share)
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in (game._sgd, game._adam)]
+        assert rates == pytest.approx([factor * GAME.lr, factor * GAME.generator_lr])
 
 
 def test_a_student_that_saw_no_image_knows_them(data: Split, victim: nn.Module, patterns: Tensor) -> None:
@@ -620,22 +618,15 @@ def test_a_student_that_saw_no_image_knows_them(data: Split, victim: nn.Module, 
 
 def test_an_extraction_that_diverges_says_so(data: Split, victim: nn.Module, patterns: Tensor) -> None:
     with pytest.raises(KdbenchError, match="diverged in round"):
-        replace(DUEL, lr=1e30).steal(oracle_on(victim), of(DUEL, data, patterns))
+        replace(GAME, lr=1e30).steal(oracle_on(victim), of(GAME, data, patterns))
 
 
-def gap(generator_student_game: GeneratorStudentGame) -> float:
+def gap(game: GeneratorStudentGame) -> float:
     """How far student and victim are apart on the generator's images."""
-    generator_student_game.student.eval()
-    x = torch.cat([generator_student_game.images() for _ in range(4)])
+    game.student.eval()
+    x = torch.cat([game.images() for _ in range(4)])
     with torch.no_grad():
-        return float(
-            (
-                generator_student_game.student(x)
-                - generator_student_game.attack.recovered(generator_student_game._oracle(x))
-            )
-            .abs()
-            .mean()
-        )
+        return float((game.student(x) - game.attack.recovered(game._oracle(x))).abs().mean())
 
 
 class Interrupted(StageLog):

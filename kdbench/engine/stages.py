@@ -89,7 +89,7 @@ def _steal(spec: StealSpec, workspace: Workspace) -> Metrics:
     attacker = Participant(workspace, Role.ATTACK, data, spec.training, spec.numerics, spec.seed)
     ctx = replace(attacker.context, surrogate=_surrogates(spec, workspace, data.shape))
     service, model = _service(spec, workspace, images.train, Role.ATTACKED_SERVICE)
-    oracle = Oracle(service, spec.attack.scenario, model, workspace.stage_log.meter)
+    oracle = Oracle(service, spec.attack.scenario, model, workspace.stage_log.query_counter)
     student = spec.attack.attack.make("attack", Attack).steal(oracle, ctx)
     attacker.save(student, f"steal of the attack '{spec.attack.attack.method}'")
     return {"queries": oracle.answered}
