@@ -1,19 +1,36 @@
-"""The plan: every stage once, keys that say all a result depends on, grants and skips."""
+"""The plan: every stage once, keys that say all a result depends on, access granted and cells skipped."""
 
+import copy
 import json
 import re
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from kdbench.api import Access
-from kdbench.engine.plan import Numerics, Plan, make_plan, stage_key
-from kdbench.engine.store import digest
+from kdbench.engine.numerics import Numerics
+from kdbench.engine.orders import Order, WorkerOptions
+from kdbench.engine.plan import Plan
+from kdbench.engine.planner import make_plan
+from kdbench.engine.specs import EvaluateSpec, StealSpec, read_spec, stage_key
+from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain
 from kdbench.suites.suite import Suite
-from runs import ALL_ON, AUDITS, DUEL, SCORES_ON, THEFT_SCORES, THEFTS, VICTIMS, Json, cell
+from runs import (
+    ATTACK_RUNS,
+    ATTACK_RUNS_ON,
+    EVALUATIONS_ON,
+    ONE_CELL,
+    STUDENT_EVALUATIONS,
+    VICTIM_EVALUATIONS,
+    VICTIMS,
+    Json,
+    cell,
+)
 
 
 def by_kind(plan: Plan) -> Counter[str]:
@@ -30,10 +47,10 @@ def test_every_stage_is_planned_once_however_many_cells_need_it(plan: Callable[.
     assert by_kind(two) == {"data": 1, "train": 2, "harden": 2, "steal": 26, "evaluate": 32}
     students = plan({"student.networks": ["mini-8", "mini-16"]})
     assert by_kind(students) == {"data": 1, "train": 1, "harden": 1, "steal": 26, "evaluate": 26 + 3}
-    assert by_kind(plan(DUEL)) == {"data": 1, "train": 1, "steal": 1, "evaluate": 2}
+    assert by_kind(plan(ONE_CELL)) == {"data": 1, "train": 1, "steal": 1, "evaluate": 2}
 
 
-def test_a_method_that_is_a_baseline_and_an_attack_is_played_once(plan: Callable[..., Plan]) -> None:
+def test_a_method_that_is_a_baseline_and_an_attack_is_run_once(plan: Callable[..., Plan]) -> None:
     both = plan({"attacks": ["kd", "partial-kd", "hard-label", "cross-entropy"]})
     assert both.stages.keys() == plan().stages.keys()
     assert {c.name for c in both.cells} == {c.name for c in plan().cells}
@@ -43,17 +60,63 @@ def test_stages_come_after_what_they_build_on_and_name_exactly_that(plan: Callab
     before: set[str] = set()
     for key, stage in plan({"seeds": 2}).stages.items():
         assert set(stage.inputs) <= before
-        named = re.findall(r"\b(?:data|train|harden|steal)/[0-9a-f]{32}\b", json.dumps(stage.spec))
+        named = re.findall(r"\b(?:data|train|harden|steal)/[0-9a-f]{32}\b", json.dumps(plain(stage.spec)))
         assert set(named) == set(stage.inputs)
         before.add(key)
 
 
-def test_a_key_is_made_of_the_whole_specification(plan: Callable[..., Plan]) -> None:
-    """Whatever parts the planner shares between stages: the key of each is that of its specification in clear."""
-    stages = plan({"seeds": 2, "student.networks": ["mini-8", "mini-16"], "scenario.access": "weights"}).stages
-    for key, stage in stages.items():
-        written = json.loads(json.dumps(plain(stage.spec)))
-        assert key == stage.key == stage_key(stage.kind, {name: digest(value) for name, value in written.items()})
+def test_a_specification_crosses_the_border_between_processes_unchanged(plan: Callable[..., Plan]) -> None:
+    """Whatever parts the planner shares between stages: what a worker reads has the same fields and the same key."""
+    changes = {"seeds": 2, "student.networks": ["mini-8", "mini-16"], "scenario.access": "weights"}
+    changes |= {"defenses": ["none", "adaptive-misinformation"], "attacks": ["kd", "deep-inversion"]}
+    options = WorkerOptions("data", profile=True)
+    for key, stage in plan(changes).stages.items():
+        order = Order(stage.title, stage.spec, options)
+        read = Order.from_json(json.loads(json.dumps(order.to_json())))
+        assert read == order
+        assert stage_key(read.spec) == stage.key == key
+
+
+def leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where the plain values in nested JSON lie."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [leaf for name, child in children for leaf in leaves(child, (*path, name))]
+    yield from found if isinstance(value, dict | list) else [path]
+
+
+def test_a_key_is_made_of_every_field_of_a_specification(plan: Callable[..., Plan]) -> None:
+    """Of those of all its parts: another value anywhere is another key, or cannot be read at all."""
+    for stage in plan().stages.values():
+        written = {"kind": stage.kind, "spec": plain(stage.spec)}
+        for path in leaves(written["spec"]):
+            changed = copy.deepcopy(written)
+            inner: Any = changed["spec"]
+            for name in path[:-1]:
+                inner = inner[name]
+            inner[path[-1]] = other(inner[path[-1]])
+            with suppress(KdbenchError):
+                assert stage_key(read_spec(changed)) != stage.key, path
+
+
+def other(value: object) -> object:
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value / 2 + 1 if isinstance(value, float) else value + 1
+    return f"{value}0"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"x": 1}, "x: Unexpected keyword"), ({"seed": "0"}, "seed: Input should be"), ({"run": None}, "run: ")],
+)
+def test_a_specification_of_another_version_is_refused(plan: Callable[..., Plan], change: Json, said: str) -> None:
+    stage = next(stage for stage in plan().stages.values() if stage.kind == "train")
+    with pytest.raises(KdbenchError, match=f"written by another version of kdbench \\({said}"):
+        read_spec({"kind": "train", "spec": {**plain(stage.spec), **change}})
+    with pytest.raises(KdbenchError, match="written by another version of kdbench"):
+        read_spec({"kind": "score", "spec": plain(stage.spec)})
 
 
 def test_a_plan_takes_less_than_2_KiB_a_cell(tiny: Callable[..., Suite]) -> None:
@@ -67,13 +130,13 @@ def test_a_plan_takes_less_than_2_KiB_a_cell(tiny: Callable[..., Suite]) -> None
     assert peak < 2048 * len(plan.cells)
 
 
-def test_stages_have_labels_of_their_own(plan: Callable[..., Plan]) -> None:
-    """Two seeds, two students, baselines on three parts of the data, two of which have the same size."""
+def test_stages_have_titles_of_their_own(plan: Callable[..., Plan]) -> None:
+    """Two seeds, two students, baselines on three subsets of the data, two of which have the same size."""
     changes = {
         "seeds": [3, 5],
         "student.networks": ["mini-8", "mini-16"],
-        "attacks": ["kd", "half", "other-half"],
-        "attack.half": {"method": "partial-kd", "fraction": 0.5},
+        "attacks": ["kd", "one-half", "other-half"],
+        "attack.one-half": {"method": "partial-kd", "fraction": 0.5},
         "attack.other-half": {"method": "partial-kd", "fraction": 0.5, "subset_seed": 1},
     }
     stages = plan(changes).stages.values()
@@ -105,7 +168,10 @@ def test_a_baseline_has_no_victim_in_its_key_and_does_not_depend_on_the_defenses
     found = plan()
     stages = cell(found, None, "cross-entropy").stages
     assert set(stages) == {"steal", "evaluate"}
-    assert found.stages[stages["steal"]].spec["victim"] is None
+    steal, evaluate = (found.stages[stages[name]].spec for name in ("steal", "evaluate"))
+    assert isinstance(steal, StealSpec)
+    assert isinstance(evaluate, EvaluateSpec)
+    assert steal.victim is evaluate.victim is None
     assert [key.split("/")[0] for key in found.stages[stages["steal"]].inputs] == ["data"]
     for changes in (
         {"defenses": ["none"]},
@@ -121,8 +187,8 @@ def test_a_baseline_has_no_victim_in_its_key_and_does_not_depend_on_the_defenses
 
 
 BASE = {f"{a} on {part} of the data" for a in ("cross-entropy", "label-smoothing") for part in ("100%", "50%")}
-BASE_SCORES = {f"score {baseline}" for baseline in BASE}
-NASTY = {"harden by nasty", "score nasty"} | ALL_ON["nasty"] | SCORES_ON["nasty"]
+BASE_EVALUATIONS = {f"evaluate {baseline}" for baseline in BASE}
+NASTY = {"harden by nasty", "evaluate nasty"} | ATTACK_RUNS_ON["nasty"] | EVALUATIONS_ON["nasty"]
 
 
 @pytest.mark.parametrize(
@@ -133,20 +199,23 @@ NASTY = {"harden by nasty", "score nasty"} | ALL_ON["nasty"] | SCORES_ON["nasty"
         ({"defenses": ["stingy", "nasty", "none"], "attacks": ["partial-kd", "kd"]}, set()),
         ({"defense.nasty.omega": 0.1}, NASTY),
         ({"defense.nasty.tau": 5}, NASTY),
-        ({"defense.stingy.ratio": 0.9}, {"score stingy"} | ALL_ON["stingy"] | SCORES_ON["stingy"]),
-        ({"attack.kd.temperature": 9}, {f"{s}kd {w} {d}" for s, w in (("", "from"), ("score ", "on")) for d in ALL_ON}),
-        ({"attack.label-smoothing.smoothing": 0.2}, {b for b in BASE | BASE_SCORES if "label-smoothing" in b}),
-        ({"robustness.level": "fast"}, AUDITS | THEFT_SCORES | BASE_SCORES),
-        ({"student.recipe.lr": 0.01}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
-        ({"student.network": "mini-16"}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
+        ({"defense.stingy.ratio": 0.9}, {"evaluate stingy"} | ATTACK_RUNS_ON["stingy"] | EVALUATIONS_ON["stingy"]),
+        (
+            {"attack.kd.temperature": 9},
+            {f"{s}kd {w} {d}" for s, w in (("", "from"), ("evaluate ", "on")) for d in ATTACK_RUNS_ON},
+        ),
+        ({"attack.label-smoothing.smoothing": 0.2}, {b for b in BASE | BASE_EVALUATIONS if "label-smoothing" in b}),
+        ({"robustness.level": "fast"}, VICTIM_EVALUATIONS | STUDENT_EVALUATIONS | BASE_EVALUATIONS),
+        ({"student.recipe.lr": 0.01}, ATTACK_RUNS | STUDENT_EVALUATIONS | BASE | BASE_EVALUATIONS),
+        ({"student.network": "mini-16"}, ATTACK_RUNS | STUDENT_EVALUATIONS | BASE | BASE_EVALUATIONS),
         ({"victim.recipe.lr": 0.01}, VICTIMS),
         ({"victim.network": "mini-16"}, VICTIMS),
-        ({"scenario.budget": 1000}, THEFTS | THEFT_SCORES),
-        ({"scenario.access": "topk"}, THEFTS | THEFT_SCORES),
+        ({"scenario.budget": 1000}, ATTACK_RUNS | STUDENT_EVALUATIONS),
+        ({"scenario.access": "topk"}, ATTACK_RUNS | STUDENT_EVALUATIONS),
         ({"scenario.topk": 2}, set()),
-        ({"scenario.data": 0.5}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
-        ({"scenario.labels": False}, THEFTS | THEFT_SCORES | BASE | BASE_SCORES),
-        ({"dataset": {"name": "blobs", "noise": 0.3}}, {"read blobs"} | VICTIMS | BASE | BASE_SCORES),
+        ({"scenario.data": 0.5}, ATTACK_RUNS | STUDENT_EVALUATIONS | BASE | BASE_EVALUATIONS),
+        ({"scenario.labels": False}, ATTACK_RUNS | STUDENT_EVALUATIONS | BASE | BASE_EVALUATIONS),
+        ({"dataset": {"name": "blobs", "noise": 0.3}}, {"read blobs"} | VICTIMS | BASE | BASE_EVALUATIONS),
     ],
     ids=str,
 )
@@ -173,7 +242,7 @@ def test_defaults_that_are_written_out_change_no_key(plan: Callable[..., Plan]) 
     assert plan(written).stages.keys() == plan().stages.keys()
 
 
-def test_a_label_is_a_name_and_no_part_of_a_key(plan: Callable[..., Plan]) -> None:
+def test_the_name_of_a_method_in_a_suite_is_no_part_of_a_key(plan: Callable[..., Plan]) -> None:
     renamed = {"attacks": ["hinton", "partial-kd"], "attack.hinton.method": "kd"}
     assert plan(renamed).stages.keys() == plan().stages.keys()
 
@@ -219,18 +288,18 @@ def test_a_defense_that_only_serves_is_bypassed_by_who_has_the_weights(plan: Cal
     found = plan({"scenario.access": "weights", "attacks": ["kd", "deep-inversion"]})
     bypassed = {(c.defense.name, c.attack.name) for c in found.cells if c.bypassed and c.defense}
     assert bypassed == {("stingy", "deep-inversion")}
-    assert cell(found, "stingy", "deep-inversion").stages  # played all the same
+    assert cell(found, "stingy", "deep-inversion").stages  # it is run all the same
 
 
-def test_baselines_are_trained_on_the_parts_that_attacks_use(plan: Callable[..., Plan]) -> None:
+def test_baselines_are_trained_on_the_subsets_that_attacks_use(plan: Callable[..., Plan]) -> None:
     found = plan()
-    parts = {c.subset.fraction for c in found.cells if c.defense is None}
-    assert parts == {1.0, 0.5}
+    fractions = {c.subset.fraction for c in found.cells if c.defense is None}
+    assert fractions == {1.0, 0.5}
     partial, baseline = cell(found, "none", "partial-kd"), cell(found, None, "cross-entropy", 0.5)
     assert partial.subset == baseline.subset
     specs = [found.stages[c.stages["steal"]].spec for c in (partial, baseline)]
-    assert specs[0]["subset"] == specs[1]["subset"]
-    assert specs[0]["seed"] == specs[1]["seed"]
+    assert all(isinstance(spec, StealSpec) and spec.attack.subset == partial.subset for spec in specs)
+    assert specs[0].seed == specs[1].seed  # type: ignore[union-attr]
 
 
 def test_an_attack_without_data_gets_no_baseline_without_data(plan: Callable[..., Plan]) -> None:
@@ -239,7 +308,7 @@ def test_an_attack_without_data_gets_no_baseline_without_data(plan: Callable[...
     assert {c.subset.fraction for c in found.cells if c.defense is None} == {1.0}
 
 
-def test_a_thief_without_images_plays_only_what_needs_none(plan: Callable[..., Plan]) -> None:
+def test_an_attacker_without_images_runs_only_what_needs_none(plan: Callable[..., Plan]) -> None:
     found = plan({"scenario.access": "weights", "scenario.data": 0, "attacks": ["kd", "deep-inversion"]})
     assert cell(found, "none", "kd").skipped == "'kd' needs images of its own; the suite grants none"
     assert cell(found, "none", "deep-inversion").skipped == ""

@@ -22,7 +22,7 @@ from kdbench.engine.store import Store, file_digest
 from kdbench.engine.tensors import load_tensors
 from kdbench.records import Status
 from kdbench.suites.suite import Suite
-from runs import Json, Played, Recorder, cell, numbers, run
+from runs import Json, FinishedRun, RecordedProgress, cell, numbers, run
 
 REDIRECTION, MISINFORMATION = "gradient-redirection", "adaptive-misinformation"
 EQUIPPED: Json = {
@@ -51,7 +51,7 @@ def test_a_defense_with_a_companion_is_equipped_once_for_each_victim(plan: Calla
     """Whatever the number of students and attacks: here are two such defenses and two seeds."""
     found = plan({**EQUIPPED, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
     assert sorted(labels(found, "auxiliary")) == [
-        f"equip {defense}, seed {seed}" for defense in (MISINFORMATION, REDIRECTION) for seed in (0, 1)
+        f"auxiliary model of {defense}, seed {seed}" for defense in (MISINFORMATION, REDIRECTION) for seed in (0, 1)
     ]
     kinds = Counter(stage.kind for stage in found.stages.values())
     assert (kinds["train"], kinds["harden"], kinds["auxiliary"]) == (2, 2, 4)
@@ -130,22 +130,22 @@ def test_a_defense_that_only_equips_its_service_is_bypassed_by_who_has_the_weigh
 
 
 @pytest.fixture(scope="module")
-def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
+def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """The tiny suite with two defenses that have a companion; nobody changes this folder."""
-    folder, progress_display = tmp_path_factory.mktemp("equipped"), Recorder()
-    return Played(folder, run(tiny(EQUIPPED), folder, progress_display), progress_display)
+    folder, progress_display = tmp_path_factory.mktemp("equipped"), RecordedProgress()
+    return FinishedRun(folder, run(tiny(EQUIPPED), folder, progress_display), progress_display)
 
 
-def test_a_run_with_companions_ends_well(played: Played) -> None:
+def test_a_run_with_companions_ends_well(played: FinishedRun) -> None:
     assert played.progress_display.problems == {}
     assert {one.status for one in played.cells.values()} == {Status.DONE}
-    assert sorted(label for label in played.progress_display.labels if label.startswith("auxiliary")) == [
-        f"equip {MISINFORMATION}, seed 0",
-        f"equip {REDIRECTION}, seed 0",
+    assert sorted(label for label in played.progress_display.titles if label.startswith("auxiliary")) == [
+        f"auxiliary model of {MISINFORMATION}, seed 0",
+        f"auxiliary model of {REDIRECTION}, seed 0",
     ]
 
 
-def test_the_record_of_a_cell_has_its_stage_and_what_that_cost(played: Played) -> None:
+def test_the_record_of_a_cell_has_its_stage_and_what_that_cost(played: FinishedRun) -> None:
     for name, one in played.cells.items():
         auxiliary_seconds = name.startswith((REDIRECTION, MISINFORMATION))
         assert ("auxiliary" in one.keys) == ("auxiliary" in one.seconds) == auxiliary_seconds, name
@@ -153,7 +153,7 @@ def test_the_record_of_a_cell_has_its_stage_and_what_that_cost(played: Played) -
             assert one.seconds["auxiliary"] == round(played.store.manifest(one.keys["auxiliary"])["seconds"], 3)
 
 
-def test_the_report_says_what_equipping_costs(played: Played, tmp_path: Path) -> None:
+def test_the_report_says_what_equipping_costs(played: FinishedRun, tmp_path: Path) -> None:
     shutil.copytree(played.folder / "out" / "cells", tmp_path / "cells")
     cost = write_report(tmp_path).read_text(encoding="utf-8").partition("## Cost")[2].splitlines()
     seconds = {one.defense.name: one.seconds for one in played.cells.values() if one.defense}
@@ -168,25 +168,25 @@ def test_the_report_says_what_equipping_costs(played: Played, tmp_path: Path) ->
     assert f"| equip | 2 | {total:,.1f} | {total / 2:,.2f} |" in cost
 
 
-def test_a_run_again_equips_nobody_again(played: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
-    progress_display = Recorder()
+def test_a_run_again_equips_nobody_again(played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path) -> None:
+    progress_display = RecordedProgress()
     again = run(tiny({**EQUIPPED, "attacks": ["kd"]}), tmp_path, progress_display, store=played.folder / "store")
-    assert progress_display.labels == []
+    assert progress_display.titles == []
     assert numbers(again).items() <= numbers(played.cells).items()
 
 
 def test_a_companion_that_fails_costs_the_cells_that_ask_it_and_they_say_why(
-    played: Played, tiny: Callable[..., Suite], tmp_path: Path
+    played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    progress_display = Recorder()
+    progress_display = RecordedProgress()
     cells = run(tiny(EQUIPPED | DIVERGES), played.copy(tmp_path), progress_display)
     reason, whose = "training diverged: the loss was not finite in epoch 0", REDIRECTION
-    assert progress_display.problems == {f"equip {whose}, seed 0": reason}
+    assert progress_display.problems == {f"auxiliary model of {whose}, seed 0": reason}
     attackers = ("hard-label", "kd", "partial-kd")
     assert progress_display.lost == {
-        f"score {whose}, seed 0",
+        f"evaluate {whose}, seed 0",
         *(f"{attacker} from {whose}, seed 0" for attacker in attackers),
-        *(f"score {attacker} on {whose}, seed 0" for attacker in attackers),
+        *(f"evaluate {attacker} on {whose}, seed 0" for attacker in attackers),
     }
     for name, one in cells.items():
         if name.startswith(whose):
@@ -203,7 +203,7 @@ def test_under_low_precision_a_run_with_companions_ends_well_too(tiny: Callable[
         "attacks": ["kd"],
         "baselines": [],
     }
-    progress_display = Recorder()
+    progress_display = RecordedProgress()
     run(tiny(EQUIPPED | changes), tmp_path, progress_display)
     assert progress_display.problems == {}
 
@@ -295,12 +295,12 @@ class Room:
 
 
 @pytest.fixture
-def room(played: Played, tmp_path: Path) -> Room:
+def room(played: FinishedRun, tmp_path: Path) -> Room:
     return Room(played.store, tmp_path)
 
 
 @pytest.fixture
-def stage(played: Played) -> Callable[[str], Stage]:
+def stage(played: FinishedRun) -> Callable[[str], Stage]:
     """A stage of the run above by its label."""
     stages = {stage.title: stage for stage in played.progress_display.finished}
     return lambda label: stages[f"{label}, seed 0"]
@@ -318,9 +318,9 @@ def behind(spec: Any, defense: str, **changes: Any) -> Json:
 
 @pytest.mark.parametrize("whose", [REDIRECTION, MISINFORMATION])
 def test_the_stage_played_here_leaves_the_bits_that_a_worker_left(
-    played: Played, room: Room, stage: Callable[[str], Stage], whose: str
+    played: FinishedRun, room: Room, stage: Callable[[str], Stage], whose: str
 ) -> None:
-    equip = stage(f"equip {whose}")
+    equip = stage(f"auxiliary model of {whose}")
     files = {path.name: file_digest(path) for path in room.play("auxiliary", equip.spec).iterdir()}
     assert files == played.store.manifest(equip.key)["files"]
     assert WEIGHTS in files
@@ -328,10 +328,10 @@ def test_the_stage_played_here_leaves_the_bits_that_a_worker_left(
 
 @pytest.mark.parametrize(("whose", "deployed"), [(REDIRECTION, "train the victim"), (MISINFORMATION, "harden by")])
 def test_a_companion_is_made_from_the_deployed_model_and_the_owners_images(
-    played: Played, room: Room, stage: Callable[[str], Stage], whose: str, deployed: str
+    played: FinishedRun, room: Room, stage: Callable[[str], Stage], whose: str, deployed: str
 ) -> None:
     label = deployed if whose == REDIRECTION else f"{deployed} {whose}"
-    room.play("auxiliary", as_(stage(f"equip {whose}").spec, "squire"))
+    room.play("auxiliary", as_(stage(f"auxiliary model of {whose}").spec, "squire"))
     [(model, ctx)] = Squire.seen.makers
     kept = load_tensors(played.store.path(stage(label).key) / WEIGHTS)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
@@ -360,9 +360,9 @@ def test_it_draws_other_numbers_and_starts_from_other_weights_than_hardening(
     assert not torch.equal(weights, fresh)
 
 
-@pytest.mark.parametrize("label", [f"kd from {REDIRECTION}", f"score kd on {REDIRECTION}", f"score {REDIRECTION}"])
+@pytest.mark.parametrize("label", [f"kd from {REDIRECTION}", f"evaluate kd on {REDIRECTION}", f"evaluate {REDIRECTION}"])
 def test_who_serves_finds_the_kept_companion_in_eval_mode_without_gradients(
-    played: Played, room: Room, stage: Callable[[str], Stage], label: str
+    played: FinishedRun, room: Room, stage: Callable[[str], Stage], label: str
 ) -> None:
     """The one of the stage, whoever asks; nobody makes it again."""
     room.play(stage(label).kind, behind(stage(label).spec, "squire"))
@@ -370,14 +370,14 @@ def test_who_serves_finds_the_kept_companion_in_eval_mode_without_gradients(
     assert Squire.seen.makers == []
     assert ctx.auxiliary is not None
     assert ctx.auxiliary is not model
-    kept = load_tensors(played.store.path(stage(f"equip {REDIRECTION}").key) / WEIGHTS)
+    kept = load_tensors(played.store.path(stage(f"auxiliary model of {REDIRECTION}").key) / WEIGHTS)
     assert all(torch.equal(value, kept[name]) for name, value in ctx.auxiliary.state_dict().items())
     assert not any(module.training for module in ctx.auxiliary.modules())
     assert not any(weight.requires_grad for weight in ctx.auxiliary.parameters())
 
 
 def test_a_service_without_a_companion_is_handed_none(room: Room, stage: Callable[[str], Stage]) -> None:
-    score = stage("score stingy")
+    score = stage("evaluate stingy")
     room.play("evaluate", behind(score.spec, "squire"))
     [(_, ctx)] = Squire.seen.servers
     assert ctx.auxiliary is None
@@ -393,16 +393,16 @@ def test_a_service_without_a_companion_is_handed_none(room: Room, stage: Callabl
 )
 def test_what_is_no_companion_is_refused(room: Room, stage: Callable[[str], Stage], defense: str, said: str) -> None:
     with pytest.raises(KdbenchError) as caught:
-        room.play("auxiliary", as_(stage(f"equip {REDIRECTION}").spec, defense))
+        room.play("auxiliary", as_(stage(f"auxiliary model of {REDIRECTION}").spec, defense))
     assert str(caught.value).startswith(said)
 
 
 def test_those_who_are_served_together_share_a_service_only_with_the_same_companion(
-    played: Played, room: Room, stage: Callable[[str], Stage]
+    played: FinishedRun, room: Room, stage: Callable[[str], Stage]
 ) -> None:
     attack_run = stage(f"kd from {REDIRECTION}").spec
     workspace, data = room.workspace(FusedStages()), blobs().train
-    other = stage(f"equip {MISINFORMATION}").key
+    other = stage(f"auxiliary model of {MISINFORMATION}").key
     first, again = (open_service(behind(attack_run, "squire"), workspace, data, "attacker") for _ in range(2))
     second = open_service(behind(attack_run, "squire", auxiliary=other), workspace, data, "attacker")
     assert first == again

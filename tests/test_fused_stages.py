@@ -21,7 +21,7 @@ from kdbench.engine.store import Store
 from kdbench.engine.worker import BUSY, PUBLISHED
 from kdbench.records import Status
 from kdbench.suites.suite import Suite
-from runs import Played, Recorder, publish, run, until
+from runs import FinishedRun, RecordedProgress, publish, run, until
 
 TERMS = WorkerOptions("data")
 
@@ -41,7 +41,7 @@ def test_thefts_of_a_kind_go_to_one_worker_but_not_what_another_could_do(
     """Four baselines while the victim is trained, then six thefts for two workers; all other stages one by one."""
     stages, store = plan({"defenses": ["none", "stingy"]}).stages, Store(tmp_path)
     engine = Paper(lambda key, _: publish(store, key))
-    assert run_stages(stages, store, engine, Recorder(), TERMS, stack).problems == {}
+    assert run_stages(stages, store, engine, RecordedProgress(), TERMS, stack).problems == {}
     assert sorted(key for job in engine.jobs for key in job) == sorted(stages)
     assert max(map(len, engine.jobs)) == largest
     for job in engine.jobs:
@@ -55,7 +55,7 @@ def test_thefts_by_students_of_different_architectures_are_no_kin(plan: Callable
     assert {stage.fusible_group for stage in stages if stage.kind != "steal"} == {()}
 
 
-def test_a_stacked_run_gives_what_one_by_one_does(golden: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
+def test_a_stacked_run_gives_what_one_by_one_does(golden: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path) -> None:
     """Up to rounding: one image of 96 that lies on a border may fall to the other side. It is in the record, and the key."""
     cells = run(tiny(), tmp_path, fuse=8)
     assert cells.keys() == golden.cells.keys()
@@ -92,9 +92,9 @@ def fused_stages(plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., tup
         base = {"defenses": ["none"], "baselines": ["cross-entropy", "hard-label"], **(changes or {})}
         data = next(iter(plan(base).stages.values()))
         engine = LocalExecutor(store.root, 2)
-        run_stages({data.key: data}, store, engine, Recorder(), TERMS)
+        run_stages({data.key: data}, store, engine, RecordedProgress(), TERMS)
         stages = plan(base, Numerics(fuse=8), store.manifest(data.key)["content"]).stages
-        run_stages({k: s for k, s in stages.items() if s.kind == "train"}, store, engine, Recorder(), TERMS)
+        run_stages({k: s for k, s in stages.items() if s.kind == "train"}, store, engine, RecordedProgress(), TERMS)
         attack_runs = {key: stage for key, stage in stages.items() if stage.kind == "steal"}
         for key, stage in attack_runs.items():
             store.write_spec(

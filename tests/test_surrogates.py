@@ -25,10 +25,10 @@ from kdbench.game.data import resized
 from kdbench.records import Status
 from kdbench.suites.suite import Suite
 from kdbench.zoo.photos import Photos
-from runs import DUEL, Json, Played, Recorder, cell, numbers, run
+from runs import ONE_CELL, Json, FinishedRun, RecordedProgress, cell, numbers, run
 
 PHOTOS = 20_000
-POOLED: Json = {**DUEL, "attacks": ["knockoff"], "attack.knockoff.queries": 64}
+POOLED: Json = {**ONE_CELL, "attacks": ["knockoff"], "attack.knockoff.queries": 64}
 KNOCKOFF = GOOD.replace('"kd"', '"knockoff"')
 
 
@@ -236,7 +236,7 @@ def test_the_content_of_a_pool_is_part_of_the_keys_of_its_thefts(pooled: Callabl
     before, after = pooled(), pooled(content="q")
     anew = {stage.title for key, stage in after.stages.items() if key not in before.stages}
     defenses = ("none", "nasty", "stingy")
-    assert anew == {f"{text} {one}, seed 0" for text in ("knockoff from", "score knockoff on") for one in defenses}
+    assert anew == {f"{text} {one}, seed 0" for text in ("knockoff from", "evaluate knockoff on") for one in defenses}
     assert len(before.stages) == len(after.stages)
 
 
@@ -259,43 +259,43 @@ def test_a_thief_that_owns_nothing_but_a_pool_has_no_baseline_of_its_own(pooled:
 
 
 @pytest.fixture(scope="module")
-def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
+def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A duel of a thief that draws on photographs; nobody changes this folder."""
-    folder, progress_display = tmp_path_factory.mktemp("pooled"), Recorder()
-    return Played(folder, run(tiny(POOLED), folder, progress_display), progress_display)
+    folder, progress_display = tmp_path_factory.mktemp("pooled"), RecordedProgress()
+    return FinishedRun(folder, run(tiny(POOLED), folder, progress_display), progress_display)
 
 
-def test_a_thief_with_a_pool_ends_well(played: Played) -> None:
+def test_a_thief_with_a_pool_ends_well(played: FinishedRun) -> None:
     assert played.progress_display.problems == {}
     [(name, found)] = played.cells.items()
     assert name == "none--knockoff--mini-8--seed0"
     assert (found.status, found.metrics["queries"], found.metrics["steal.asked"]) == (Status.DONE, 64, 64)
     assert found.attack.fields["pool"] == "photos"
-    assert sorted(played.progress_display.labels) == [
+    assert sorted(played.progress_display.titles) == [
         "knockoff from none, seed 0",
         "read blobs",
         "read photos",
-        "score knockoff on none, seed 0",
-        "score none, seed 0",
+        "evaluate knockoff on none, seed 0",
+        "evaluate none, seed 0",
         "train the victim, seed 0",
     ]
 
 
-def test_a_pool_that_was_read_is_not_read_again(played: Played, tiny: Callable[..., Suite], tmp_path: Path) -> None:
-    progress_display = Recorder()
+def test_a_pool_that_was_read_is_not_read_again(played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path) -> None:
+    progress_display = RecordedProgress()
     again = run(tiny({**POOLED, "attack.knockoff.queries": 32}), played.copy(tmp_path), progress_display)
-    assert sorted(progress_display.labels) == ["knockoff from none, seed 0", "score knockoff on none, seed 0"]
+    assert sorted(progress_display.titles) == ["knockoff from none, seed 0", "evaluate knockoff on none, seed 0"]
     assert [one.metrics["queries"] for one in again.values()] == [32]
-    progress_display = Recorder()
+    progress_display = RecordedProgress()
     forced = run(tiny(POOLED), tmp_path / "forced", progress_display, store=tmp_path / "store", force=True)
-    assert not [label for label in progress_display.labels if label.startswith("read")]
+    assert not [label for label in progress_display.titles if label.startswith("read")]
     assert numbers(forced) == numbers(played.cells)
 
 
 def test_a_pool_whose_files_are_missing_is_said_before_any_training(
-    played: Played, tiny: Callable[..., Suite], tmp_path: Path
+    played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    progress_display = Recorder()
+    progress_display = RecordedProgress()
     folder = played.copy(tmp_path)
     with pytest.raises(KdbenchError, match="cifar-10"):
         run(
@@ -304,7 +304,7 @@ def test_a_pool_whose_files_are_missing_is_said_before_any_training(
             progress_display,
             data_folder=tmp_path / "empty",
         )
-    assert progress_display.labels == ["read cifar10"]
+    assert progress_display.titles == ["read cifar10"]
     assert Store(folder / "store").finished() == played.store.finished()
 
 
@@ -331,7 +331,7 @@ class Tourist(Attack):
 
 
 @pytest.fixture
-def given_to(played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
+def given_to(played: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
     """What a thief gets whose theft is like the one that was played, but for some fields of its specification."""
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda kind, name: Tourist if name == "tourist" else load(kind, name))
@@ -350,14 +350,14 @@ def given_to(played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return play
 
 
-def pool_of(played: Played) -> Mapping[str, Tensor]:
+def pool_of(played: FinishedRun) -> Mapping[str, Tensor]:
     """The tensors of the pool as they lie in the store."""
     [pool] = [stage.key for stage in played.progress_display.finished if stage.title == "read photos"]
     return load_tensors(played.store.path(pool) / TENSORS)
 
 
 def test_a_thief_gets_the_training_images_of_its_pool_in_the_shape_of_the_victims(
-    played: Played, given_to: Callable[..., Context]
+    played: FinishedRun, given_to: Callable[..., Context]
 ) -> None:
     """Without labels, whatever it owns of the victim's images; 3x32x32 pieces of photographs are 1x8x8 to it."""
     kept = pool_of(played)["train.x"]
