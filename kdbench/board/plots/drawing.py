@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import kdbench
 from kdbench import records as results
+from kdbench.atomic import write_bytes, write_text
 from kdbench.board.plots import curves, figures
 from kdbench.board.study import Study, studies
 from kdbench.board.sweeps import sweeps
@@ -58,7 +59,7 @@ def draw(folder: Path, force: bool = False) -> list[Path]:
         save(plot, folder / FOLDER)
     for name in set(_state(folder)[1:]) - {path.name for path in paths}:
         (folder / FOLDER / name).unlink(missing_ok=True)  # drawn from cells that are no longer there
-    results.write_text(folder / FOLDER / DIGEST, "\n".join([digest, *(path.name for path in paths)]) + "\n")
+    write_text(folder / FOLDER / DIGEST, "\n".join([digest, *(path.name for path in paths)]) + "\n")
     return paths
 
 
@@ -98,17 +99,11 @@ def save(plot: Plot, folder: Path) -> None:
         for format in FORMATS:
             content = io.BytesIO()
             figure.savefig(content, format=format, metadata=_TIMELESS[format])
-            _replace(folder / f"{plot.name}.{format}", content.getvalue())
+            write_bytes(folder / f"{plot.name}.{format}", content.getvalue())
 
 
 # By default an SVG says when it was made, and both say by which version of matplotlib.
 _TIMELESS: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial_path = path.with_name(f".{path.name}.partial")
-    partial_path.write_bytes(content)
-    partial_path.replace(path)
 
 
 def _digest(folder: Path) -> str:
