@@ -1,4 +1,4 @@
-"""A folded network is the same function, of its own weights, whatever the network is made of."""
+"""A folded network computes the same function with weights of its own, whatever layers the network has."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def lived_in(network: nn.Module, seed: int = 0) -> nn.Module:
+def with_statistics(network: nn.Module, seed: int = 0) -> nn.Module:
     """`network` with norms as after some training, of which no value is 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
@@ -45,7 +45,7 @@ def lived_in(network: nn.Module, seed: int = 0) -> nn.Module:
 def registered(name: str) -> nn.Module:
     with seeded(0):
         network: nn.Module = registry.load("model", name)((3, SIDE, SIDE), 10)
-    return lived_in(network).eval()
+    return with_statistics(network).eval()
 
 
 def images(count: int = 4, channels: int = 3, side: int = SIDE) -> Tensor:
@@ -66,8 +66,8 @@ def same(form: nn.Module, network: nn.Module, x: Tensor, share: float = 1e-5) ->
     return all(float((a - b).abs().max()) <= share * float(b.abs().max()) for a, b in pairs)
 
 
-def silent(form: nn.Module) -> int:
-    """How many norms let through what comes in."""
+def folded_norms(form: nn.Module) -> int:
+    """How many norms return their input."""
     norms = [layer for layer in form.modules() if isinstance(layer, nn.BatchNorm2d)]
     return sum(norm(x) is x for norm in norms for x in [torch.ones(2, norm.num_features, 1, 1)])
 
@@ -79,17 +79,17 @@ def pair(inputs: int = 3, outputs: int = 6, **options: bool) -> tuple[nn.Conv2d,
 
 
 def sequence(*layers: nn.Module) -> nn.Module:
-    return lived_in(nn.Sequential(*layers)).eval()
+    return with_statistics(nn.Sequential(*layers)).eval()
 
 
 class Code(nn.Module):
-    """A convolution and a norm, and what someone does with them."""
+    """A convolution and a norm, and a function that uses them."""
 
     def __init__(self, forward: Callable[["Code", Tensor], Tensor]) -> None:
         super().__init__()
         self.convolution, self.norm = pair(3, 3)
         self.code = forward
-        lived_in(self).eval()
+        with_statistics(self).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.code(self, x)
@@ -99,7 +99,7 @@ class Code(nn.Module):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_answers_and_slopes_as_before_to_fourteen_digits_of_sixteen(name: str) -> None:
+def test_answers_and_gradients_of_every_network_stay_the_same_in_double_precision(name: str) -> None:
     """In fp64, where rounding cannot hide a mistake."""
     network, x = registered(name).double(), images(2).double()
     assert same(folded(network, x), network, x, share=1e-12)
@@ -113,14 +113,14 @@ def test_the_copy_holds_on_other_images_in_single_precision(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "count"), FOLDED.items())
 def test_norms_right_after_convolutions_are_folded(name: str, count: int) -> None:
-    assert silent(folded(registered(name), images())) == count
+    assert folded_norms(folded(registered(name), images())) == count
 
 
 @pytest.mark.parametrize("options", [{"bias": True}, {"affine": False}, {"bias": True, "affine": False}])
 def test_a_pair_with_a_bias_or_without_an_affine_part_folds(options: dict[str, bool]) -> None:
     network = sequence(*pair(**options), nn.ReLU())
     form = folded(network, images())
-    assert silent(form) == 1
+    assert folded_norms(form) == 1
     assert same(form, network, images())
 
 
@@ -148,16 +148,16 @@ def test_answers_of_minus_infinity_are_kept() -> None:
             return z.masked_fill(torch.arange(10) < 3, -torch.inf)
 
     form = folded(Withheld().eval(), images())
-    assert silent(form) == 3
+    assert folded_norms(form) == 3
     assert torch.equal(form(images()).isinf(), Withheld().eval()(images()).isinf())
 
 
-# The network is left alone
+# The network is not changed
 
 
 @pytest.mark.parametrize("name", ["mini-8", "cnn", "preresnet-20"])
 def test_the_network_is_left_as_it_was_and_the_copy_is_frozen(name: str) -> None:
-    """In part training, in part frozen; also its memory order."""
+    """In part in training mode, in part frozen; also its memory format."""
     network = registered(name).train().to(memory_format=torch.channels_last)
     next(network.children()).eval()
     next(network.parameters()).requires_grad_(False)
@@ -175,7 +175,7 @@ def test_the_network_is_left_as_it_was_and_the_copy_is_frozen(name: str) -> None
     assert same(form, before.eval(), images())
 
 
-def test_what_is_done_to_the_network_afterwards_does_not_show() -> None:
+def test_later_changes_of_the_network_do_not_change_its_folded_copy() -> None:
     network = registered("mini-8")
     form = folded(network, images())
     expected = form(images())
@@ -185,13 +185,13 @@ def test_what_is_done_to_the_network_afterwards_does_not_show() -> None:
     assert torch.equal(form(images()), expected)
 
 
-def test_global_random_numbers_are_not_used_up() -> None:
+def test_folding_draws_nothing_from_the_global_generator() -> None:
     before = torch.get_rng_state()
     folded(Code(lambda own, x: own.norm(own.convolution(x)) + torch.rand(())), images())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# What is left as it is, and why
+# What is not folded, and why
 
 UNFOLDED: dict[str, Callable[[Code, Tensor], Tensor]] = {
     "called twice": lambda own, x: own.norm(own.convolution(own.norm(own.convolution(x)))),
@@ -203,32 +203,32 @@ UNFOLDED: dict[str, Callable[[Code, Tensor], Tensor]] = {
     "something between": lambda own, x: own.norm(own.convolution(x).relu()),
     "a branch on values": lambda own, x: own.norm(own.convolution(x)) if x.mean() > 0 else x,
     "a loop over images": lambda own, x: torch.cat([own.norm(own.convolution(part[None])) for part in x]),
-    "someone else's layer": lambda own, x: own.norm(nn.functional.conv2d(x, own.convolution.weight)),
+    "the weight without its layer": lambda own, x: own.norm(nn.functional.conv2d(x, own.convolution.weight)),
 }
 
 
 @pytest.mark.parametrize("why", UNFOLDED)
-def test_what_cannot_be_folded_stays_and_answers_as_before(why: str) -> None:
+def test_what_cannot_be_folded_answers_as_before(why: str) -> None:
     network = Code(UNFOLDED[why])
     form = folded(network, images())
-    assert silent(form) == 0
+    assert folded_norms(form) == 0
     assert same(form, network, images())
 
 
-def test_a_norm_without_statistics_stays() -> None:
+def test_a_norm_without_statistics_is_not_folded() -> None:
     network = sequence(*pair(track_running_stats=False))
     form = folded(network, images())
-    assert silent(form) == 0
+    assert folded_norms(form) == 0
     assert same(form, network, images())
 
 
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, parametrizations.weight_norm, parametrizations.spectral_norm])
-def test_computed_weights_stay_also_when_their_last_value_hangs_on_a_graph(wrap: Callable[..., nn.Module]) -> None:
+def test_computed_weights_are_not_folded_even_when_their_last_value_has_a_graph(wrap: Callable[..., nn.Module]) -> None:
     convolution, norm = pair()
     network = sequence(wrap(convolution), norm)
     network(images())
     form = folded(network, images())
-    assert silent(form) == 0
+    assert folded_norms(form) == 0
     assert same(form, network, images())
 
 
@@ -240,7 +240,7 @@ def test_convolutions_that_share_a_weight_both_answer_as_before() -> None:
 
 
 @pytest.mark.parametrize("watched", [0, 1], ids=["convolution", "norm"])
-def test_a_layer_with_a_hook_stays_and_the_hook_sees_and_changes_what_it_did(watched: int) -> None:
+def test_a_layer_with_a_hook_is_not_folded_and_the_hook_sees_and_changes_what_it_did(watched: int) -> None:
     layers = pair()
     seen: list[Tensor] = []
 
@@ -251,33 +251,33 @@ def test_a_layer_with_a_hook_stays_and_the_hook_sees_and_changes_what_it_did(wat
     layers[watched].register_forward_hook(double)
     network = sequence(*layers, *pair(6, 6))
     form = folded(network, images())
-    assert silent(form) == 1  # of the pair that nobody watches
+    assert folded_norms(form) == 1  # of the pair without a hook
     seen.clear()
     assert same(form, network, images())
     of_form, of_network = seen
     assert torch.allclose(of_form, of_network, atol=1e-5)
 
 
-def test_a_subclass_of_a_layer_stays() -> None:
+def test_a_subclass_of_a_layer_is_not_folded() -> None:
     class Doubled(nn.BatchNorm2d):
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
 
     network = sequence(pair()[0], Doubled(6))
     form = folded(network, images())
-    assert silent(form) == 0
+    assert folded_norms(form) == 0
     assert same(form, network, images())
 
 
-def test_a_view_across_channels_gets_the_order_of_memory_that_it_needs() -> None:
+def test_a_view_across_channels_gets_the_memory_format_that_it_needs() -> None:
     network = sequence(*pair(), nn.MaxPool2d(2), Code(lambda own, x: x.view(x.size(0), -1)))
     form = folded(network, images())
-    assert silent(form) == 1
+    assert folded_norms(form) == 1
     assert same(form, network, images())
 
 
-def test_a_network_that_counts_its_questions_or_keeps_its_last_answer_can_be_folded() -> None:
-    class Keeping(nn.Module):
+def test_a_network_that_counts_its_queries_or_keeps_its_last_answer_can_be_folded() -> None:
+    class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network, self.asked, self.last = registered("mini-8"), 0, torch.zeros(())
@@ -287,10 +287,10 @@ def test_a_network_that_counts_its_questions_or_keeps_its_last_answer_can_be_fol
             self.last = self.network(x)
             return self.last
 
-    network = Keeping().eval()
+    network = Counting().eval()
     last = network(images())
     form = folded(network, images())
     assert network.asked == 1
     assert network.last is last
-    assert silent(form) == 3
+    assert folded_norms(form) == 3
     assert same(form, network, images())
