@@ -75,7 +75,7 @@ WORDS = (
     Word("announced|endings", "plan file, counts", NAMES),
     Word("family|families", "parametrised entry", NAMES),
     Word("replay(s|ed)?|play(s|ed|ing|ers?)?", "run, method"),
-    Word("games?", "scenario, suite", PROSE, but=r"kdbench[./ ]game|game[./]|generator-student game|game \+"),
+    Word("games?", "scenario, suite", PROSE, but=r"kdbench.game|game[./]|generator-student game|game \+"),
     Word("players?", "method, side"),
     Word("benchmark files?", "suite file"),
     Word("puts? up with|meddl\\w+|quarrels?|wings?", "plain words", BOTH),
