@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from kdbench.api import KdbenchError
-from kdbench.engine.store import Store, write_json
+from kdbench.engine.json_files import write_json
+from kdbench.engine.store import Store
 from kdbench.records import read
 from kdbench.runs import command, network_figures
 from kdbench.runs.session import Session
 from kdbench.runs.status import status
 from kdbench.suites.suite import Suite
-from runs import DIVERGES, ON_NASTY, TINY, Json, Played, Recorder, options
+from runs import DIVERGES, ON_NASTY, TINY, FinishedRun, Json, RecordedProgress, options
 
 
 def request(folder: Path, **changes: Any) -> command.Request:
@@ -25,7 +26,7 @@ def request(folder: Path, **changes: Any) -> command.Request:
 
 
 def test_a_run_whose_cells_are_done_ends_with_0(
-    golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    golden: FinishedRun, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.run(tiny_file, request(golden.copy(tmp_path), attack=["kd"], defense=["nasty"])) == 0
     printed = capsys.readouterr().out
@@ -35,7 +36,7 @@ def test_a_run_whose_cells_are_done_ends_with_0(
 
 
 def test_a_run_in_which_cells_fail_ends_with_1_and_says_how_many_and_why(
-    golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    golden: FinishedRun, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = [f"{path}={value}" for path, value in DIVERGES.items()]
     assert command.run(tiny_file, request(golden.copy(tmp_path), changes=changes)) == 1
@@ -46,7 +47,7 @@ def test_a_run_in_which_cells_fail_ends_with_1_and_says_how_many_and_why(
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(
-    golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    golden: FinishedRun, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     golden.copy(tmp_path)
     assert command.run(tiny_file, request(tmp_path, dry_run=True, changes=["defense.nasty.omega=0.5"])) == 0
@@ -70,7 +71,7 @@ evidence = "paper"
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_run_says_which_change_left_published_figures_out(
-    dry_run: bool, golden: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dry_run: bool, golden: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny.toml").write_text(TINY + FIGURE)
     said = "1 of 1 published figures are not shown: they are not about a game with another attack.kd.alpha."
@@ -82,13 +83,13 @@ def test_a_run_says_which_change_left_published_figures_out(
         assert ("Beside published figures" in printed) == (not changes and not dry_run)
 
 
-def test_the_status_of_a_run_counts_stages_and_cells(golden: Played) -> None:
+def test_the_status_of_a_run_counts_stages_and_cells(golden: FinishedRun) -> None:
     lines = status(golden.folder / "out").splitlines()
     assert lines[0].startswith("stages: 32 of 32 done, ")
     assert lines[1:] == ["cells: 13 done"]
 
 
-def test_the_status_of_a_run_under_way_says_what_runs(golden: Played, tmp_path: Path) -> None:
+def test_the_status_of_a_run_under_way_says_what_runs(golden: FinishedRun, tmp_path: Path) -> None:
     shutil.copytree(golden.folder, tmp_path / "copy")
     store = Store(tmp_path / "copy" / "store")
     key = golden.cells["none--kd--mini-8--seed0"].keys["steal"]
@@ -108,7 +109,7 @@ def test_the_status_of_another_folder_is_a_sentence(tmp_path: Path) -> None:
     "text",
     ["{", "{}", "[]", '{"store": 3, "stages": [], "cells": []}', '{"store": ".", "stages": [{}], "cells": []}', "\xff"],
 )
-def test_a_damaged_plan_is_a_sentence(golden: Played, tmp_path: Path, text: str) -> None:
+def test_a_damaged_plan_is_a_sentence(golden: FinishedRun, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text, encoding="latin-1")
     shutil.copyfile(golden.folder / "out" / "cells.jsonl", tmp_path / "cells.jsonl")
     said = rf"^{tmp_path}/plan\.json is damaged; `kdbench run` with `--out {tmp_path}` writes it again, and repeats nothing"
@@ -120,7 +121,7 @@ def test_a_damaged_plan_is_a_sentence(golden: Played, tmp_path: Path, text: str)
 
 @pytest.mark.parametrize("out", ["mine.txt", "mine.txt/below"])
 def test_results_that_have_no_place_are_refused_before_anything_is_done(
-    golden: Played, tiny_file: str, tmp_path: Path, out: str
+    golden: FinishedRun, tiny_file: str, tmp_path: Path, out: str
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     before = golden.copy(tmp_path / "played")
@@ -148,4 +149,4 @@ def test_a_change_without_a_path_or_a_value_is_a_sentence(text: str) -> None:
 def test_a_device_that_is_not_there_is_a_sentence(tiny: Callable[..., Suite], tmp_path: Path) -> None:
     absent = "cuda" if not torch.cuda.is_available() else "mps"
     with pytest.raises(KdbenchError, match=f"The device '{absent}' is not available here. Available: cpu"):
-        Session(tiny(), options(tmp_path, device=absent), Recorder())
+        Session(tiny(), options(tmp_path, device=absent), RecordedProgress())

@@ -23,10 +23,10 @@ from kdbench.engine.store import Store
 from kdbench.engine.tensors import load_tensors, load_weights
 from kdbench.records import Cell, DefenseRecord
 from kdbench.runs import network_figures
-from kdbench.runs.finished_run import FinishedRun
 from kdbench.runs.network_figures import FIGURES
+from kdbench.runs.opened_run import OpenedRun
 from kdbench.suites.suite import Suite
-from runs import Json, Played, Recorder, run
+from runs import FinishedRun, Json, RecordedProgress, run
 
 INVERTED = 20
 SHOWN: Json = {
@@ -42,43 +42,45 @@ PAIR = ComparedVictims("nasty", "blobs")
 
 
 @pytest.fixture(scope="module")
-def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> Played:
+def inverted_run(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """The tiny suite with an inversion; nobody changes this folder."""
-    folder, progress_display = tmp_path_factory.mktemp("shown"), Recorder()
-    return Played(folder, run(tiny(SHOWN), folder, progress_display), progress_display)
+    folder, progress_display = tmp_path_factory.mktemp("shown"), RecordedProgress()
+    return FinishedRun(folder, run(tiny(SHOWN), folder, progress_display), progress_display)
 
 
 @pytest.fixture
-def finished_run(played: Played, tmp_path: Path) -> FinishedRun:
-    return opened(played, tmp_path)
+def opened_run(inverted_run: FinishedRun, tmp_path: Path) -> OpenedRun:
+    return open_run(inverted_run, tmp_path)
 
 
-def opened(played: Played, scratch: Path) -> FinishedRun:
-    return FinishedRun(played.folder / "out", list(played.cells.values()), played.folder / "store", scratch)
+def open_run(inverted_run: FinishedRun, scratch: Path) -> OpenedRun:
+    return OpenedRun(
+        inverted_run.folder / "out", list(inverted_run.cells.values()), inverted_run.folder / "store", scratch
+    )
 
 
-def shown(finished_run: FinishedRun, name: str) -> "dict[str, tuple[object, ...]]":
+def shown(opened_run: OpenedRun, name: str) -> "dict[str, tuple[object, ...]]":
     """The arguments with which each plot of a figure would be drawn, by the plot's name."""
-    return {plot.name: plot.figure.args for plot in FIGURES[name](finished_run)}  # type: ignore[attr-defined]
+    return {plot.name: plot.figure.args for plot in FIGURES[name](opened_run)}  # type: ignore[attr-defined]
 
 
-def asked(played: Played, name: str) -> Cell:
+def asked(inverted_run: FinishedRun, name: str) -> Cell:
     """The cell of `kd` against a defense."""
-    return played.cells[f"{name}--kd--mini-8--seed0"]
+    return inverted_run.cells[f"{name}--kd--mini-8--seed0"]
 
 
-def data(played: Played) -> dict[str, Tensor]:
+def data(inverted_run: FinishedRun) -> dict[str, Tensor]:
     """The tensors of the data set."""
-    [key] = [key for key in played.store.finished() if key.startswith("data/")]
-    return load_tensors(played.store.path(key) / "tensors.safetensors")
+    [key] = [key for key in inverted_run.store.finished() if key.startswith("data/")]
+    return load_tensors(inverted_run.store.path(key) / "tensors.safetensors")
 
 
-def victim(played: Played, key: str) -> nn.Module:
+def victim(inverted_run: FinishedRun, key: str) -> nn.Module:
     """The network of a stage, put together by hand."""
-    x = data(played)["train.x"]
+    x = data(inverted_run)["train.x"]
     std, mean = torch.std_mean(x, dim=(0, 2, 3))
     network = nn.Sequential(Standardise(mean, std), registry.load("model", "mini-8")((1, 8, 8), 3))
-    return load_weights(network, played.store.path(key) / "weights.safetensors")
+    return load_weights(network, inverted_run.store.path(key) / "weights.safetensors")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -89,18 +91,18 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(
-    played: Played, finished_run: FinishedRun
+    inverted_run: FinishedRun, opened_run: OpenedRun
 ) -> None:
-    found = shown(finished_run, "answers")
+    found = shown(opened_run, "answers")
     assert list(found) == ["answers-nasty", "answers-stingy"]
-    tensors = data(played)
+    tensors = data(inverted_run)
     first = [int((tensors["test.y"] == label).nonzero()[0]) for label in range(3)]
     x = tensors["test.x"][sorted(first)]
-    normal = victim(played, asked(played, "none").keys["train"])
+    normal = victim(inverted_run, asked(inverted_run, "none").keys["train"])
     ctx = context(Split(tensors["train.x"], tensors["train.y"], 3))
     services = {
-        "answers-nasty": lambda x: victim(played, asked(played, "nasty").keys["harden"])(x).log_softmax(1),
-        "answers-stingy": Stingy(**asked(played, "stingy").defense.fields).serve(normal, ctx),  # type: ignore[union-attr]
+        "answers-nasty": lambda x: victim(inverted_run, asked(inverted_run, "nasty").keys["harden"])(x).log_softmax(1),
+        "answers-stingy": Stingy(**asked(inverted_run, "stingy").defense.fields).serve(normal, ctx),  # type: ignore[union-attr]
     }
     for name, (bars,) in found.items():
         assert isinstance(bars, PredictionBars)
@@ -116,8 +118,8 @@ def test_the_bars_are_what_the_services_say_of_the_first_image_of_each_class(
                 assert heights == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 
-def test_a_row_shows_its_image_and_names_its_class(finished_run: FinishedRun) -> None:
-    [bars] = shown(finished_run, "answers")["answers-nasty"]
+def test_a_row_shows_its_image_and_names_its_class(opened_run: OpenedRun) -> None:
+    [bars] = shown(opened_run, "answers")["answers-nasty"]
     assert isinstance(bars, PredictionBars)
     figure = networks.answers(bars)
     assert len(figure.axes) == 3 * (1 + 2 * 2)
@@ -128,8 +130,8 @@ def test_a_row_shows_its_image_and_names_its_class(finished_run: FinishedRun) ->
         assert bars.images[row].min() < bars.images[row].max()
 
 
-def test_predictions_are_shown_at_the_temperature_of_most_attacks_or_at_1_alone(played: Played) -> None:
-    cells = list(played.cells.values())
+def test_predictions_are_shown_at_the_temperature_of_most_attacks_or_at_1_alone(inverted_run: FinishedRun) -> None:
+    cells = list(inverted_run.cells.values())
     without = [replace(cell, attack=replace(cell.attack, fields={})) for cell in cells]
     assert network_figures._temperatures(without)[0] == (1,)
     hotter = [
@@ -140,24 +142,24 @@ def test_predictions_are_shown_at_the_temperature_of_most_attacks_or_at_1_alone(
     assert network_figures._temperatures([*cells, *hotter])[0] == (1, 20)
 
 
-def test_the_same_answers_are_not_drawn(played: Played, tmp_path: Path) -> None:
+def test_the_same_answers_are_not_drawn(inverted_run: FinishedRun, tmp_path: Path) -> None:
     """A defense that leaves the victim as it is and all its answers too."""
-    honest = [cell for cell in played.cells.values() if cell.defense and cell.defense.name == "none"]
+    honest = [cell for cell in inverted_run.cells.values() if cell.defense and cell.defense.name == "none"]
     copies = [replace(cell, defense=DefenseRecord("idle", "idle", {}, "made up")) for cell in honest]
-    finished_run = FinishedRun(tmp_path, [*honest, *copies], played.folder / "store", tmp_path)
+    opened_run = OpenedRun(tmp_path, [*honest, *copies], inverted_run.folder / "store", tmp_path)
     for name, lacks in {"answers": "answers otherwise than", "features": "has another network than"}.items():
         with pytest.raises(KdbenchError, match=f"No defense in .* {lacks} 'none'"):
-            FIGURES[name](finished_run)
+            FIGURES[name](opened_run)
 
 
 def test_features_are_mapped_where_a_defense_has_a_network_of_its_own(
-    played: Played, finished_run: FinishedRun
+    inverted_run: FinishedRun, opened_run: OpenedRun
 ) -> None:
-    found = shown(finished_run, "features")
+    found = shown(opened_run, "features")
     assert list(found) == ["features-nasty"]
     [maps] = found["features-nasty"]
     assert isinstance(maps, FeatureMaps)
-    assert maps.labels.tolist() == data(played)["test.y"].tolist()
+    assert maps.labels.tolist() == data(inverted_run)["test.y"].tolist()
     figure = networks.features(maps)
     assert [ax.get_title() for ax in figure.axes] == ["normal", "nasty"]
     for ax, places in zip(figure.axes, (maps.normal, maps.defended), strict=True):
@@ -176,14 +178,14 @@ def test_at_most_a_thousand_images_are_mapped_and_of_all_classes() -> None:
     assert network_figures._choice(7).tolist() == list(range(7))
 
 
-def test_inverted_images_stand_in_the_row_of_their_class(played: Played, finished_run: FinishedRun) -> None:
-    found = shown(finished_run, "inverted")
+def test_inverted_images_stand_in_the_row_of_their_class(inverted_run: FinishedRun, opened_run: OpenedRun) -> None:
+    found = shown(opened_run, "inverted")
     assert list(found) == ["inverted-nasty"]
     [grids] = found["inverted-nasty"]
     assert isinstance(grids, ImageGrids)
     assert grids.labels.tolist() == [index % 3 for index in range(INVERTED)]
-    key = played.cells["nasty--deep-inversion--mini-8--seed0"].keys["steal"]
-    kept = load_tensors(played.store.path(key) / "inverted.safetensors")
+    key = inverted_run.cells["nasty--deep-inversion--mini-8--seed0"].keys["steal"]
+    kept = load_tensors(inverted_run.store.path(key) / "inverted.safetensors")
     assert kept["labels"].tolist() == grids.labels.tolist()
     assert np.array_equal(grids.defended, kept["images"].expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
     figure = networks.inverted(grids)
@@ -233,9 +235,11 @@ def test_colour_images_of_many_classes_are_drawn_too(classes: int, tmp_path: Pat
 # The command
 
 
-def test_figures_are_written_beside_the_plots_and_the_store_is_only_read(played: Played, tmp_path: Path) -> None:
-    out, store = tmp_path / "out", played.copy(tmp_path) / "store"
-    shutil.copytree(played.folder / "out", out)
+def test_figures_are_written_beside_the_plots_and_the_store_is_only_read(
+    inverted_run: FinishedRun, tmp_path: Path
+) -> None:
+    out, store = tmp_path / "out", inverted_run.copy(tmp_path) / "store"
+    shutil.copytree(inverted_run.folder / "out", out)
     before, kept = files(store), files(out)
     arguments = ["plot", str(out), "--figure", "answers", "--figure", "features", "--figure", "inverted"]
     drawn = CliRunner().invoke(main, [*arguments, "--store", str(store)])
@@ -262,10 +266,12 @@ def mistake(folder: Path, figure: str, store: Path) -> str:
     return result.stderr
 
 
-def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(played: Played, tmp_path: Path) -> None:
-    said = mistake(played.folder / "out", "answers", tmp_path / "absent")
+def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(
+    inverted_run: FinishedRun, tmp_path: Path
+) -> None:
+    said = mistake(inverted_run.folder / "out", "answers", tmp_path / "absent")
     assert said.startswith(f"Error: There is no store at {tmp_path / 'absent'}")
-    assert f"`kdbench run tiny --store {tmp_path / 'absent'} --out {played.folder / 'out'}`" in said
+    assert f"`kdbench run tiny --store {tmp_path / 'absent'} --out {inverted_run.folder / 'out'}`" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -274,29 +280,29 @@ def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(playe
     [("answers", "evaluate_victim"), ("answers", "harden"), ("features", "harden"), ("inverted", "steal")],
 )
 def test_a_stage_that_is_not_there_is_named_with_the_command_that_makes_it(
-    figure: str, role: str, played: Played, tmp_path: Path
+    figure: str, role: str, inverted_run: FinishedRun, tmp_path: Path
 ) -> None:
-    store = Store(played.copy(tmp_path) / "store")
-    key = played.cells["nasty--deep-inversion--mini-8--seed0"].keys[role]
+    store = Store(inverted_run.copy(tmp_path) / "store")
+    key = inverted_run.cells["nasty--deep-inversion--mini-8--seed0"].keys[role]
     store.discard(key)
-    said = mistake(played.folder / "out", figure, store.root)
+    said = mistake(inverted_run.folder / "out", figure, store.root)
     assert said.startswith(f"Error: The store {store.root} has no stage {key}")
     assert f"`kdbench run tiny --store {store.root} --out " in said
 
 
-def test_a_run_without_an_inversion_has_no_inverted_images(golden: Played) -> None:
+def test_a_run_without_an_inversion_has_no_inverted_images(golden: FinishedRun) -> None:
     said = mistake(golden.folder / "out", "inverted", golden.folder / "store")
     assert "left inverted images of a victim" in said
     assert "run an attack that does" in said
 
 
-def test_a_run_without_an_undefended_victim_is_a_mistake(played: Played, tmp_path: Path) -> None:
-    cells = [cell for cell in played.cells.values() if cell.defense and cell.defense.name != "none"]
+def test_a_run_without_an_undefended_victim_is_a_mistake(inverted_run: FinishedRun, tmp_path: Path) -> None:
+    cells = [cell for cell in inverted_run.cells.values() if cell.defense and cell.defense.name != "none"]
     with pytest.raises(KdbenchError, match="no scored cell of the undefended victim with seed 0"):
-        FIGURES["answers"](FinishedRun(tmp_path, cells, played.folder / "store", tmp_path))
+        FIGURES["answers"](OpenedRun(tmp_path, cells, inverted_run.folder / "store", tmp_path))
 
 
-def test_an_unknown_figure_is_named_with_the_nearest(golden: Played) -> None:
+def test_an_unknown_figure_is_named_with_the_nearest(golden: FinishedRun) -> None:
     said = mistake(golden.folder / "out", "anwsers", golden.folder / "store")
     assert said.startswith(
         "Error: There is no figure 'anwsers'. Did you mean 'answers'? Known: answers, features, inverted"

@@ -11,12 +11,12 @@ from kdbench.engine.plan import Plan, Stage
 from kdbench.engine.scheduler import ProgressDisplay
 from kdbench.engine.store import MANIFEST
 from kdbench.runs.progress import LiveProgress, PlainProgress, duration
-from runs import DUEL, Clock, Played
+from runs import ONE_CELL, Clock, FinishedRun
 
 
 @pytest.fixture
 def watched(plan: Callable[..., Plan]) -> list[Stage]:
-    return list(plan(DUEL).stages.values())
+    return list(plan(ONE_CELL).stages.values())
 
 
 def tell(progress_display: ProgressDisplay, stages: Sequence[Stage]) -> None:
@@ -98,6 +98,6 @@ def test_durations_are_in_a_persons_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_manifests_are_the_only_json_of_a_stage(golden: Played) -> None:
+def test_manifests_are_the_only_json_of_a_stage(golden: FinishedRun) -> None:
     for key in golden.store.finished():
         assert [path.name for path in golden.store.path(key).glob("*.json")] == [MANIFEST]

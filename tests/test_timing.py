@@ -1,28 +1,31 @@
 """The time table of a run: a line a stage, totals by kind, and the overhead beyond the stages."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdbench.engine.manifest import Manifest, Throughput
 from kdbench.engine.plan import Plan, Stage
 from kdbench.engine.scheduler import Outcome
 from kdbench.engine.store import Store
 from kdbench.runs import command
 from kdbench.runs.timing import HEAD, timing_table
-from runs import DUEL, Played
+from runs import ONE_CELL, FinishedRun
 
-MEASURED = {"images": 1000, "seconds": 4.0, "limited_seconds": 2.0, "limit_seconds": 1.5}
+MEASURED = Throughput(images=1000, seconds=4.0, compared_seconds=2.0, bare_seconds=1.5)
 
 
 @pytest.fixture
 def done(plan: Callable[..., Plan], tmp_path: Path) -> Callable[..., tuple[Store, list[Stage]]]:
     """Makes a store in which the five stages of the smallest run are finished, with manifests that say this."""
 
-    def make(manifests: list[dict[str, Any]]) -> tuple[Store, list[Stage]]:
-        store, stages = Store(tmp_path), list(plan(DUEL).stages.values())
-        for stage, manifest in zip(stages, manifests, strict=True):
+    def make(seconds: float, throughputs: list[Throughput]) -> tuple[Store, list[Stage]]:
+        store, stages = Store(tmp_path), list(plan(ONE_CELL).stages.values())
+        for stage, throughput in zip(stages, throughputs, strict=True):
+            manifest = Manifest(stage.kind, seconds=seconds, throughput=throughput)
             store.publish(stage.key, store.scratch(stage.key), manifest)
         return store, stages
 
@@ -41,10 +44,8 @@ def rows(text: str) -> dict[str, list[str]]:
 
 def test_a_line_says_seconds_speed_share_of_the_bare_loop_and_overhead(done: Callable[..., Any]) -> None:
     """By hand: 1000 images in 4 s; half of these were compared, with a loop of 1.5 s; the scheduler waited half a second."""
-    idle = {"images": 0, "seconds": 0.0, "limited_seconds": 0.0, "limit_seconds": None}
-    unmeasured = MEASURED | {"images": 500, "limited_seconds": 0.0, "limit_seconds": None}
-    measured = [idle, MEASURED, unmeasured, idle, idle]
-    store, stages = done([{"seconds": 5.0, "throughput": throughput} for throughput in measured])
+    alone = replace(MEASURED, images=500, compared_seconds=0.0, bare_seconds=None)
+    store, stages = done(5.0, [Throughput(), MEASURED, alone, Throughput(), Throughput()])
     outcome = Outcome(seconds={stages[1].key: 5.5, stages[2].key: 5.25})
     text = timing_table(stages, store, outcome, 12.0)
     assert text.splitlines()[0].split() == " ".join(HEAD).split()
@@ -52,8 +53,8 @@ def test_a_line_says_seconds_speed_share_of_the_bare_loop_and_overhead(done: Cal
         "data: read blobs": ["5.00", "–", "–", "–"],
         "train: train the victim, seed 0": ["5.00", "250", "75%", "0.50"],
         "steal: kd from none, seed 0": ["5.00", "125", "–", "0.25"],
-        "score: score kd on none, seed 0": ["5.00", "–", "–", "–"],
-        "score: score none, seed 0": ["5.00", "–", "–", "–"],
+        "evaluate: evaluate kd on none, seed 0": ["5.00", "–", "–", "–"],
+        "evaluate: evaluate none, seed 0": ["5.00", "–", "–", "–"],
         "data: all 1": ["5.00", "–", "–", "–"],
         "train: all 1": ["5.00", "250", "75%", "0.50"],
         "steal: all 1": ["5.00", "125", "–", "0.25"],
@@ -65,14 +66,14 @@ def test_a_line_says_seconds_speed_share_of_the_bare_loop_and_overhead(done: Cal
 
 
 def test_totals_add_up_over_the_stages_of_a_kind(done: Callable[..., Any]) -> None:
-    store, stages = done([{"seconds": 5.0, "throughput": MEASURED | {"limit_seconds": 0.5 + n / 4}} for n in range(5)])
+    store, stages = done(5.0, [replace(MEASURED, bare_seconds=0.5 + n / 4) for n in range(5)])
     outcome = Outcome(seconds={stages[3].key: 6.0, stages[4].key: 5.5})
     # evaluations: bare loops of 1.25 and 1.5 s, compared with 2 s each
     assert rows(timing_table(stages, store, outcome, 1.0))["evaluate: all 2"] == ["10.00", "250", "69%", "1.50"]
 
 
-def test_a_stage_of_an_older_store_and_one_that_failed_are_no_obstacle(done: Callable[..., Any]) -> None:
-    store, stages = done([{"seconds": 1.0}] * 5)
+def test_a_stage_that_trained_nothing_and_one_that_failed_are_no_obstacle(done: Callable[..., Any]) -> None:
+    store, stages = done(1.0, [Throughput()] * 5)
     store.discard(stages[2].key)
     text = timing_table(stages, store, Outcome(problems={stages[2].key: "it broke"}), 0.5)
     assert "steal" not in text
@@ -81,7 +82,7 @@ def test_a_stage_of_an_older_store_and_one_that_failed_are_no_obstacle(done: Cal
 
 
 def test_a_profiled_run_measures_bare_loops_and_prints_a_line_a_stage(
-    golden: Played, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    golden: FinishedRun, tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was finished before is shown as it was recorded: without a bare loop."""
     request = command.Request(

@@ -29,7 +29,7 @@ from kdbench.game.threat import Service
 from kdbench.records import AttackRecord, Cell
 from kdbench.runs import plan_file
 from kdbench.runs.features import penultimate, plane
-from kdbench.runs.finished_run import FinishedRun
+from kdbench.runs.opened_run import OpenedRun
 
 STORE = Path("runs/store")
 COMPARED = 4  # images whose predictions are drawn
@@ -50,7 +50,7 @@ def draw(folder: Path, names: Sequence[str], store: Path | None = None) -> list[
     if unheard:
         raise unknown("figure", unheard[0], [*FIGURES, *of_numbers])
     with TemporaryDirectory() as scratch, _one_thread():
-        run = FinishedRun(folder, cells, store or _store_of(folder), Path(scratch))
+        run = OpenedRun(folder, cells, store or _store_of(folder), Path(scratch))
         chosen = [of_numbers.get(name) or FIGURES[name](run) for name in dict.fromkeys(names)]
         wanted = [plot for found in chosen for plot in found]
     (folder / drawing.FOLDER).mkdir(exist_ok=True)
@@ -76,7 +76,7 @@ def _store_of(folder: Path) -> Path:
     return plan_file.store_of(folder).resolve() if (folder / plan_file.FILE).is_file() else STORE
 
 
-def _prediction_bars(run: FinishedRun) -> list[Plot]:
+def _prediction_bars(run: OpenedRun) -> list[Plot]:
     """For each defense whose answers differ from the undefended victim's: what both predict for the same few images."""
     chosen = _one_a_class(run.images.test)
     temperatures, note = _temperatures(run.attacked)
@@ -93,7 +93,7 @@ def _prediction_bars(run: FinishedRun) -> list[Plot]:
     return found or _nothing(run, "answers otherwise than")
 
 
-def _feature_maps(run: FinishedRun) -> list[Plot]:
+def _feature_maps(run: OpenedRun) -> list[Plot]:
     """For each defense with a network of its own: where its penultimate features put the test images."""
     test = run.images.test
     few = test.take(_choice(len(test)).to(test.x.device))
@@ -112,7 +112,7 @@ def _feature_maps(run: FinishedRun) -> list[Plot]:
     return found or _nothing(run, "has another network than")
 
 
-def _image_grids(run: FinishedRun) -> list[Plot]:
+def _image_grids(run: OpenedRun) -> list[Plot]:
     """For each inversion and each defense with a network of its own: the images that were made from both networks."""
     inversions = _inversions(run)
     if not inversions:
@@ -132,14 +132,14 @@ def _image_grids(run: FinishedRun) -> list[Plot]:
     return found or _nothing(run, "let images be inverted from another network than")
 
 
-FIGURES: Mapping[str, Callable[[FinishedRun], list[Plot]]] = {
+FIGURES: Mapping[str, Callable[[OpenedRun], list[Plot]]] = {
     "answers": _prediction_bars,
     "features": _feature_maps,
     "inverted": _image_grids,
 }
 
 
-def _nothing(run: FinishedRun, does: str) -> NoReturn:
+def _nothing(run: OpenedRun, does: str) -> NoReturn:
     raise KdbenchError(f"No defense in {run.folder} {does} '{run.reference}': there is nothing to draw.")
 
 
@@ -197,7 +197,7 @@ class _Inversion:
     network: str
 
 
-def _inversions(run: FinishedRun) -> dict[tuple[str, str], _Inversion]:
+def _inversions(run: OpenedRun) -> dict[tuple[str, str], _Inversion]:
     """Inverted images by attack and defense; of several students, those of the first."""
     inverting = {cell.attack.name for cell in run.cells if any(INVERTED in picture for picture in cell.pictures)}
     found: dict[tuple[str, str], _Inversion] = {}

@@ -1,4 +1,4 @@
-"""A finished run: the victims of its first seed, opened again from its store as its evaluation queried them."""
+"""A run opened again: the victims of its first seed, from its store, as its evaluation queried them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class ServedVictim:
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class OpenedRun:
     """The cells of a results folder, and the stages of their first seed in the store at `root`, which is only read.
 
     scratch: a folder for what services write when they are opened; it is thrown away.
