@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.atomic import replacing
-from kdbench.engine.store import read_json, write_json
+from kdbench.engine.json_files import read_json, write_json
 
 
 def test_a_file_that_is_replaced_is_never_half_written(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from kdbench.engine.plan import Numerics, Stage, data_stage, make_plan
 from kdbench.engine.scheduler import LOST_ATTEMPTS
 from kdbench.engine.stage_log import StageLog, Stopped
 from kdbench.engine.stages import TENSORS, WEIGHTS, Workspace, run_stage
-from kdbench.engine.store import MANIFEST, Store, file_digest, read_json
+from kdbench.engine.digests import file_digest
+from kdbench.engine.json_files import read_json
+from kdbench.engine.store import MANIFEST, Store
 from kdbench.suites.reader import load
 from kdbench.suites.methods import with_undefended
 

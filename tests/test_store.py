@@ -12,8 +12,9 @@ from threads import at_once
 
 from kdbench.engine import store as stores
 from kdbench.engine.digests import file_digest
-from kdbench.engine.manifest import Manifest, Throughput
-from kdbench.engine.store import KINDS, MANIFEST, PROGRESS, Failure, Progress, Store, collect_garbage, write_json
+from kdbench.engine.json_files import write_json
+from kdbench.engine.manifest import PROGRESS, Failure, Manifest, Progress, Throughput
+from kdbench.engine.store import KINDS, MANIFEST, Store, collect_garbage
 from kdbench.errors import KdbenchError
 
 KEY = "train/0123456789abcdef"

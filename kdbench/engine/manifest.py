@@ -1,4 +1,4 @@
-"""The manifest of a finished stage: what it is, what it measured, and which files it left."""
+"""What stages say of themselves: the manifest of a finished one, the progress of a running one, why one failed."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from kdbench.errors import KdbenchError
 
 Json = dict[str, Any]
+PROGRESS = "progress.json"  # in the folder of a stage's checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,22 @@ class Manifest:
             return _ADAPTER.validate_json(text)
         except ValidationError as error:
             raise KdbenchError(f"The manifest of a stage cannot be read: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a running stage last said of itself: how much of its current computation is done (0 to 1), and a text."""
+
+    share: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt at a stage failed: a sentence for people, and where it happened."""
+
+    reason: str
+    traceback: str = ""
 
 
 _ADAPTER = TypeAdapter(Manifest)

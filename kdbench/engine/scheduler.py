@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kdbench.engine.executors.protocol import Executor, Handle, Report, State
+from kdbench.engine.manifest import Progress
 from kdbench.engine.orders import Order, WorkerOptions
 from kdbench.engine.plan import Plan, Stage
 from kdbench.engine.stage_queue import StageQueue
-from kdbench.engine.store import Progress, Store
+from kdbench.engine.store import Store
 from kdbench.engine.worker import BUSY
 from kdbench.errors import KdbenchError
 

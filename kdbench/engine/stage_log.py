@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.engine.manifest import Throughput
-from kdbench.engine.store import PROGRESS, Progress, write_json
+from kdbench.engine.json_files import write_json
+from kdbench.engine.manifest import PROGRESS, Progress, Throughput
 from kdbench.engine.tensors import load_state, save_state, save_tensors
 from kdbench.errors import KdbenchError
 from kdbench.game.methods import Checkpoint, Log

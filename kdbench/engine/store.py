@@ -5,7 +5,6 @@ changes. specs/ says what a key means, failures/ what went wrong, claims/ who is
 Absent names are looked up by listing, never by stat: a shared folder may remember for a while that a name was absent.
 """
 
-import json
 import os
 import secrets
 import shutil
@@ -13,36 +12,18 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from kdbench.atomic import write_text
 from kdbench.engine import leases
 from kdbench.engine.digests import file_digest
+from kdbench.engine.json_files import read_json, write_json
 from kdbench.engine.leases import Lease
-from kdbench.engine.manifest import Json, Manifest
+from kdbench.engine.manifest import PROGRESS, Failure, Json, Manifest, Progress
 from kdbench.errors import KdbenchError
-from kdbench.game.fields import plain
 
 KINDS = ("data", "train", "harden", "auxiliary", "steal", "evaluate")
 MANIFEST = "stage.json"
-PROGRESS = "progress.json"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a running stage last said of itself: how much of its current computation is done (0 to 1), and a text."""
-
-    share: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt at a stage failed: a sentence for people, and where it happened."""
-
-    reason: str
-    traceback: str = ""
 
 
 class Store:
@@ -171,17 +152,6 @@ class Store:
     def claim(self, key: str) -> AbstractContextManager[Lease | None]:
         """Hold `key` while working on it; None when somebody alive holds it."""
         return leases.lease(self.root / "claims" / _flat(key))
-
-
-def read_json(path: Path) -> Json:
-    """The JSON object in a file."""
-    value: Json = json.loads(path.read_text(encoding="utf-8"))
-    return value
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replace the file at `path`, in one step, with the JSON of a mapping or a dataclass."""
-    write_text(path, json.dumps(plain(value), indent=1, sort_keys=True) + "\n")
 
 
 def collect_garbage(store: Store, days: float = 7) -> None:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from kdbench.engine.digests import file_digest
 from kdbench.engine.leases import Lease
-from kdbench.engine.manifest import Manifest
+from kdbench.engine.manifest import Failure, Manifest
 from kdbench.engine.numerics import apply_numerics
 from kdbench.engine.orders import Order
 from kdbench.engine.stage_log import StageLog, Stopped
 from kdbench.engine.stages import run_stage
-from kdbench.engine.store import Failure, Store
+from kdbench.engine.store import Store
 from kdbench.engine.workspace import TENSORS, FusedStages, Workspace
 from kdbench.errors import KdbenchError
 from kdbench.game.fields import plain

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,7 +12,6 @@ from kdbench.engine.models import ModelFactory
 from kdbench.engine.numerics import Numerics
 from kdbench.engine.parts import TrainingSpec
 from kdbench.engine.stage_log import StageLog
-from kdbench.engine.store import Store
 from kdbench.engine.tensors import load_tensors
 from kdbench.game.data import Images, Split
 from kdbench.game.methods import Context, EngineHooks
@@ -19,6 +19,9 @@ from kdbench.game.roles import Role, derive
 from kdbench.game.threat import Service
 from kdbench.training.fit import inference
 from kdbench.training.fused import FusedTraining
+
+if TYPE_CHECKING:  # how the store keeps stages decides no result, so its code is in no key
+    from kdbench.engine.store import Store
 
 TENSORS = "tensors.safetensors"
 
@@ -41,7 +44,7 @@ class Workspace:
     fused_stages: the stages that run together with it; None when it runs alone.
     """
 
-    store: Store
+    store: "Store"
     out: Path
     stage_log: StageLog
     device: str
