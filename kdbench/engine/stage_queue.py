@@ -22,9 +22,12 @@ class StageQueue:
     def __init__(self, stages: Mapping[str, Stage], fuse: int) -> None:
         """stages: those to be done. fuse: how many stages of a fusible group a worker is given at most."""
         self._stages, self._fuse = stages, fuse
-        self._inputs = {key: [name for name in stage.inputs if name in stages] for key, stage in stages.items()}
-        self._dependents = Counter(itertools.chain.from_iterable(self._inputs.values()))
-        self._sorter = TopologicalSorter(self._inputs)
+        self._dependents: Counter[str] = Counter()
+        self._sorter: TopologicalSorter[str] = TopologicalSorter()
+        for key, stage in stages.items():
+            inputs = [name for name in stage.inputs if name in stages]
+            self._dependents.update(inputs)
+            self._sorter.add(key, *inputs)
         self._sorter.prepare()
         self._ready: list[tuple[int, int, int, str]] = []  # a heap
         self._order = itertools.count()
@@ -59,8 +62,8 @@ class StageQueue:
     def above(self, key: str) -> list[str]:
         """All stages that build on `key`, directly or not, in the order of the plan."""
         found = {key: None}
-        for name, inputs in self._inputs.items():
-            if any(one in found for one in inputs):
+        for name, stage in self._stages.items():
+            if any(one in found for one in stage.inputs):
                 found[name] = None
         return list(found)[1:]
 
