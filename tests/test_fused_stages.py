@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_driver import Paper
+from test_scheduler import Scripted
 
 from kdbench.engine import worker
 from kdbench.engine.executors.local import LocalExecutor
