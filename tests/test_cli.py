@@ -19,7 +19,7 @@ import kdbench
 from kdbench import cli, registry
 from kdbench.api import KdbenchError
 from kdbench.records import Status, read
-from kdbench.runs.command import Request
+from kdbench.runs.request import Request
 from kdbench.suites import reader as suites
 
 VERBS = sorted(cli.main.commands)

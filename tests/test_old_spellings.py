@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.api import Access, Scenario
-from kdbench.runs.command import Request
+from kdbench.runs.request import Request
 from kdbench.suites.old_spellings import modern, modern_path
 from suite_files import GOOD, Json, complaint, read, sweep
 

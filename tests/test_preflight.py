@@ -12,7 +12,7 @@ from kdbench.api import Access, KdbenchError
 from kdbench.runs.session import Session
 from kdbench.suites.preflight import try_networks
 from kdbench.suites.suite import Suite
-from runs import DUEL, Json, Recorder, options
+from runs import ONE_CELL, Json, RecordedProgress, options
 
 BLOBS = (1, 8, 8)
 CLASSES = 3
@@ -96,9 +96,9 @@ def test_a_preflight_leaves_the_global_generator_as_it_was(tiny: Callable[..., S
 def test_a_plan_of_a_network_that_cannot_take_the_images_is_refused_before_any_training(
     tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    progress_display = Recorder()
+    progress_display = RecordedProgress()
     with pytest.raises(KdbenchError) as caught:
-        Session(tiny({**DUEL, "victim.network": LARGE}), options(tmp_path), progress_display).run()
+        Session(tiny({**ONE_CELL, "victim.network": LARGE}), options(tmp_path), progress_display).run()
     assert str(caught.value) == f"victim.network: {TOO_SMALL}"
-    assert progress_display.labels == ["read blobs"]
+    assert progress_display.titles == ["read blobs"]
     assert not (tmp_path / "out").exists()

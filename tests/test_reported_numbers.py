@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from kdbench.engine.plan import Numerics, make_plan
+from kdbench.engine.numerics import Numerics
+from kdbench.engine.planner import make_plan
 from kdbench.records import ReportedNumber
-from kdbench.runs.command import Request
+from kdbench.runs.request import Request
 from kdbench.suites import reader as suites
 from kdbench.suites.reported import Reported
 from kdbench.suites.suite import Suite
-from runs import Played, run
+from runs import FinishedRun, run
 from suite_files import GOOD, OMEGA, Json, complaint, read
 
 
@@ -50,7 +51,7 @@ def test_a_number_is_given_to_the_cells_it_is_about(
 
 
 def test_the_record_of_a_cell_carries_what_papers_say_of_it(
-    golden: Played, tiny: Callable[..., Suite], tmp_path: Path
+    golden: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     """Nothing is run for it: reported numbers are in no key."""
     said: list[Json] = [
@@ -143,7 +144,7 @@ def test_a_number_about_an_unknown_name_is_refused(tmp_path: Path, about: Json) 
 
 
 def test_a_number_of_students_trained_without_a_victim_is_about_those_with_all_the_data(
-    golden: Played, tiny: Callable[..., Suite], tmp_path: Path
+    golden: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     said = {"attack": "cross-entropy", "accuracy": 0.7, "source": "s", "evidence": "paper"}
     cells = run(tiny({"reported": [said]}), tmp_path, store=golden.folder / "store")

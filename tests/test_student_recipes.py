@@ -1,17 +1,17 @@
 """Recipes of single students: what a suite file says, and which stages depend on it."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from kdbench.api import Recipe
 from kdbench.engine.plan import Plan
-from kdbench.runs.command import Request
+from kdbench.engine.specs import EvaluateSpec, StealSpec
+from kdbench.runs.request import Request
 from kdbench.suites import reader as suites
 from kdbench.suites.suite import Suite
-from runs import DUEL, Played, run
+from runs import ONE_CELL, FinishedRun, run
 from suite_files import GOOD, Json, complaint, read
 
 
@@ -72,19 +72,27 @@ def test_the_attack_runs_of_that_student_and_no_other_stage_depend_on_its_recipe
     before, after = plan(TWO), plan({**TWO, "student.recipes.mini-8.lr": 0.5})
     anew = [stage for key, stage in after.stages.items() if key not in before.stages]
     assert {stage.kind for stage in anew} == {"steal", "evaluate"}
-    assert {(stage.spec.get("network") or stage.spec["student"]["network"])["name"] for stage in anew} == {"mini-8"}
+    assert {student(stage.spec) for stage in anew} == {"mini-8"}
     assert len(anew) == 2 * len([cell for cell in after.cells if cell.student == "mini-8"])
     for stage in after.stages.values():
-        if stage.kind == "steal":
-            assert stage.spec["recipe"]["lr"] == {"mini-8": 0.5, "mini-16": 0.05}[stage.spec["network"]["name"]]
-            assert stage.spec["recipe"]["epochs"] == 2
-            assert set(stage.spec["recipe"]) == {field.name for field in fields(Recipe)}
+        if isinstance(stage.spec, StealSpec):
+            rate = {"mini-8": 0.5, "mini-16": 0.05}[student(stage.spec)]
+            assert stage.spec.training.recipe == Recipe(epochs=2, batch=32, lr=rate)
+
+
+def student(spec: object) -> str:
+    """The network of the student that a stage trains or evaluates."""
+    if isinstance(spec, StealSpec):
+        return spec.training.network.name
+    assert isinstance(spec, EvaluateSpec)
+    assert spec.student
+    return spec.student.network.name
 
 
 def test_the_record_of_a_cell_says_by_which_recipe_its_student_was_trained(
-    golden: Played, tiny: Callable[..., Suite], tmp_path: Path
+    golden: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    suite = tiny({**DUEL, **TWO, "student.recipes.mini-16.lr": 0.5, "student.recipes.mini-16.epochs": 1})
+    suite = tiny({**ONE_CELL, **TWO, "student.recipes.mini-16.lr": 0.5, "student.recipes.mini-16.epochs": 1})
     cells = run(suite, golden.copy(tmp_path))
     said = {cell.student: cell.protocol.student_recipe for cell in cells.values()}
     assert {name: (recipe["lr"], recipe["epochs"]) for name, recipe in said.items()} == {

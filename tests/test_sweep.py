@@ -15,7 +15,7 @@ from kdbench.api import Recipe
 from kdbench.defenses.nasty import Nasty
 from kdbench.engine.plan import Plan
 from kdbench.game.fields import build
-from kdbench.runs.command import Request
+from kdbench.runs.request import Request
 from kdbench.suites import reader as suites
 from kdbench.suites.methods import with_undefended
 from kdbench.suites.sweeps import Sweep, spread

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.runs.command import Request
+from kdbench.runs.request import Request
 from suite_files import GOOD, OMEGA, complaint, names, read, sweep
 
 TAIL = "such as defense.nasty.omega, not "
