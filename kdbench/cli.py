@@ -104,6 +104,7 @@ _selection = _options(
 )
 _machine = _options(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
+    click.option("--executor", default="local", show_default=True, help="What starts workers: see `list executors`."),
     click.option("--jobs", "-j", type=click.IntRange(min=1), help="Worker processes; default: one a core."),
     click.option(
         "--threads",
@@ -158,9 +159,10 @@ _machine = _options(
 @_machine
 def run(suite: str, **options: Any) -> None:
     """Run a SUITE. It is the name of a shipped one or a .toml file; default: digits."""
-    from kdbench.runs import command
+    from kdbench.runs.command import run as run_suite
+    from kdbench.runs.request import Request
 
-    sys.exit(command.run(suite, command.Request(**options)))
+    sys.exit(run_suite(suite, Request(**options)))
 
 
 @main.command(name="list")
