@@ -59,7 +59,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(
     assert not (tmp_path / "out").exists()
 
 
-FIGURE = """
+NUMBER = """
 [[reported]]
 defense = "nasty"
 attack = "kd"
@@ -70,17 +70,17 @@ evidence = "paper"
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_run_says_which_change_left_published_figures_out(
+def test_a_run_says_which_change_left_reported_numbers_out(
     dry_run: bool, golden: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY + FIGURE)
-    said = "1 of 1 published figures are not shown: they are not about a game with another attack.kd.alpha."
+    (tmp_path / "tiny.toml").write_text(TINY + NUMBER)
+    said = "1 of 1 reported numbers are not shown: they are not about a suite with another attack.kd.alpha."
     for changes, lines in (["attack.kd.alpha=0.8"], [said]), ([], []):
         asked = request(golden.copy(tmp_path / str(len(changes))), dry_run=dry_run, changes=changes, defense=["nasty"])
         assert command.run(str(tmp_path / "tiny.toml"), asked) == 0
         printed = capsys.readouterr().out
-        assert [line for line in printed.splitlines() if "published figures are" in line] == lines
-        assert ("Beside published figures" in printed) == (not changes and not dry_run)
+        assert [line for line in printed.splitlines() if "reported numbers are" in line] == lines
+        assert ("Beside reported numbers" in printed) == (not changes and not dry_run)
 
 
 def test_the_status_of_a_run_counts_stages_and_cells(golden: FinishedRun) -> None:
@@ -124,7 +124,7 @@ def test_results_that_have_no_place_are_refused_before_anything_is_done(
     golden: FinishedRun, tiny_file: str, tmp_path: Path, out: str
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    before = golden.copy(tmp_path / "played")
+    before = golden.copy(tmp_path / "before")
     wanted = request(before, out=tmp_path / out, force=True)
     with pytest.raises(
         KdbenchError, match=rf"^The results folder {tmp_path / out} cannot be used: .*Choose another with"

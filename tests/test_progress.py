@@ -1,4 +1,4 @@
-"""Watching a run."""
+"""Progress of a run: what is shown while it runs."""
 
 import io
 import re
@@ -65,7 +65,7 @@ def test_a_live_display_shows_what_runs_and_keeps_failures_on_the_screen(watched
     assert "2/5" in text
 
 
-def test_a_display_without_work_stays_dark(watched: list[Stage]) -> None:
+def test_a_display_with_nothing_to_do_shows_nothing(watched: list[Stage]) -> None:
     out = io.StringIO()
     for progress_display in (LiveProgress(Console(file=out, force_terminal=True)), PlainProgress(Console(file=out))):
         progress_display.begin({}, 32)
@@ -74,10 +74,10 @@ def test_a_display_without_work_stays_dark(watched: list[Stage]) -> None:
     assert out.getvalue() == ""
 
 
-def test_time_left_is_the_work_left_at_the_pace_so_far(
+def test_time_left_is_the_estimate_of_the_rest_at_the_throughput_so_far(
     plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4 of 13 thefts of 10 s each, two at a time, took 20 s: the other 9 take 45 s."""
+    """4 of 13 attack runs of 10 s each, two at a time, took 20 s: the other 9 take 45 s."""
     out, clock = io.StringIO(), Clock()
     monkeypatch.setattr("kdbench.runs.progress.time", clock)
     attack_runs = {key: stage for key, stage in plan().stages.items() if stage.kind == "steal"}
@@ -94,7 +94,7 @@ def test_time_left_is_the_work_left_at_the_pace_so_far(
     ("seconds", "words"),
     [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (600, "10 min"), (5400, "1.5 h"), (86400, "24.0 h")],
 )
-def test_durations_are_in_a_persons_words(seconds: float, words: str) -> None:
+def test_durations_are_written_as_people_say_them(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
