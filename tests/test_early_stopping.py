@@ -1,4 +1,4 @@
-"""Attacks that are spared work give the verdicts of torchattacks called plainly, image by image, and ask less."""
+"""Early stopping gives the verdicts of torchattacks called plainly, image by image, with fewer queries."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,19 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchattacks
+from simple_networks import Means
 from torch import Tensor, nn
 
 from helpers import context
 from kdbench.api import Split, fit, seeded
 from kdbench.evaluation.adversarial import Robustness, robust_examples
-from kdbench.evaluation.early_stopping import LARGEST, LEAST, LOST, EarlyStopping, rows
+from kdbench.evaluation.early_stopping import LARGEST, LASTING_LEAD, LEAST, EarlyStopping, batch_size
+from kdbench.evaluation.network import EvaluatedNetwork
 from kdbench.game.roles import Role, derive
 from kdbench.training.bn_folding import folded
 from kdbench.zoo.datasets import Digits
 
 COUNT = 60
 STEPS = 12
-RADII = {"most stand": 0.02, "some stand": 0.1, "few stand": 0.2}
+RADII = {"most robust": 0.02, "some robust": 0.1, "few robust": 0.2}
 Make = Callable[[nn.Module, float], Any]
 COMMON = {"norm": "Linf", "n_restarts": 1, "seed": 5}
 ATTACKS: dict[str, Make] = {
@@ -35,7 +37,7 @@ ATTACKS: dict[str, Make] = {
 
 
 class Counted(nn.Module):
-    """The same network; it counts the images that it is asked about, and the most of them at once."""
+    """The same network; it counts the images of its queries, and the most of them at once."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -49,25 +51,13 @@ class Counted(nn.Module):
         return z
 
 
-class Means(nn.Module):
-    """Logits of two classes: `steepness` times the mean of the image, and 0. Class 0 falls when the mean is negative."""
-
-    def __init__(self, steepness: float = 1.0) -> None:
-        super().__init__()
-        self.steepness = steepness
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = self.steepness * (x.flatten(1).mean(dim=1) - 0.5)
-        return torch.stack([mean, torch.zeros_like(mean)], dim=1)
-
-
 def grey(*levels: float) -> tuple[Tensor, Tensor]:
     """Flat images 1x2x2, all of class 0."""
     return torch.tensor(levels)[:, None, None, None].expand(-1, 1, 2, 2).clone(), torch.zeros(len(levels)).long()
 
 
 def descent(network: nn.Module, step: float, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Darkens images by `step`, `steps` times, if the network's gradient says so; returns them as they then are."""
+    """Darkens images by `step`, `steps` times, where the network's gradient is not 0; returns the last ones."""
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
         for _ in range(steps):
@@ -93,23 +83,23 @@ def net() -> nn.Module:
     return network.requires_grad_(False)
 
 
-def spared(name: str, network: EarlyStopping, attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """As the referee calls it."""
+def with_early_stopping(name: str, network: EarlyStopping, attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """As an evaluation runs it."""
     plainly: Callable[[Tensor, Tensor], Tensor] = attack
     if name == "square":
         return plainly
     if name.startswith("apgd"):
         return network.stopping_runs_early(attack)
-    return network.stopping_early(plainly) if name == "pgd" else network.whole(plainly)
+    return network.stopping_early(plainly) if name == "pgd" else network.in_batches(plainly)
 
 
-def falls(attack: Callable[[Tensor, Tensor], Tensor], judge: nn.Module, data: Split) -> Tensor:
+def misclassified(attack: Callable[[Tensor, Tensor], Tensor], network: nn.Module, data: Split) -> Tensor:
     """Which images (N,) the network itself gets wrong after the attack."""
     with seeded(3):
         moved = attack(data.x, data.y)
     assert moved.shape == data.x.shape
-    fallen: Tensor = judge(moved).argmax(dim=1) != data.y
-    return fallen
+    wrong: Tensor = network(moved).argmax(dim=1) != data.y
+    return wrong
 
 
 # The verdicts
@@ -120,29 +110,33 @@ def falls(attack: Callable[[Tensor, Tensor], Tensor], judge: nn.Module, data: Sp
 def test_each_image_gets_the_verdict_of_torchattacks_called_plainly(
     name: str, eps: float, net: nn.Module, digits: Split
 ) -> None:
-    expected = falls(ATTACKS[name](net, eps), net, digits)
+    expected = misclassified(ATTACKS[name](net, eps), net, digits)
     form = folded(net, digits.x)
     for size in (7, COUNT):
         network = EarlyStopping(form, size)
-        assert torch.equal(falls(spared(name, network, ATTACKS[name](network, eps)), net, digits), expected)
+        assert torch.equal(
+            misclassified(with_early_stopping(name, network, ATTACKS[name](network, eps)), net, digits), expected
+        )
 
 
-def test_the_radii_above_leave_most_some_and_few_standing(net: nn.Module, digits: Split) -> None:
-    most, some, few = (float((~falls(ATTACKS["pgd"](net, eps), net, digits)).double().mean()) for eps in RADII.values())
+def test_the_radii_above_leave_most_some_and_few_images_robust(net: nn.Module, digits: Split) -> None:
+    most, some, few = (
+        float((~misclassified(ATTACKS["pgd"](net, eps), net, digits)).double().mean()) for eps in RADII.values()
+    )
     assert few < 0.1 < some < 0.7 < most
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "apgdt"])
 def test_examples_lie_in_the_ball(name: str, net: nn.Module, digits: Split) -> None:
-    network, eps = EarlyStopping(net, 16), RADII["some stand"]
-    moved = spared(name, network, ATTACKS[name](network, eps))(digits.x, digits.y).detach()
+    network, eps = EarlyStopping(net, 16), RADII["some robust"]
+    moved = with_early_stopping(name, network, ATTACKS[name](network, eps))(digits.x, digits.y).detach()
     assert float((moved - digits.x).abs().max()) <= eps + 1e-6
     assert 0 <= float(moved.min()) <= float(moved.max()) <= 1
 
 
 @pytest.mark.parametrize("size", [1, 7, COUNT])
 def test_random_numbers_are_drawn_as_for_all_images_at_once(size: int, digits: Split) -> None:
-    """Whichever images have fallen by then: a start is drawn for each."""
+    """Whichever images are misclassified by then: a start is drawn for each."""
 
     def start(x: Tensor, y: Tensor) -> Tensor:
         return x + torch.empty_like(x).uniform_(-1, 1)
@@ -150,72 +144,77 @@ def test_random_numbers_are_drawn_as_for_all_images_at_once(size: int, digits: S
     with seeded(3):
         expected = start(digits.x, digits.y)
     network = EarlyStopping(Means(), size)
-    for attack in (network.whole(start), network.stopping_early(start)):
+    for attack in (network.in_batches(start), network.stopping_early(start)):
         with seeded(3):
             assert torch.equal(attack(digits.x, digits.y), expected)
 
 
 @pytest.mark.parametrize("step", [0.025, 0.1, 0.3], ids=["short", "long", "there and back"])
 @pytest.mark.parametrize("eps", [0.1, 0.3])
-def test_the_referees_pgd_gives_the_verdicts_of_the_whole_set(
+def test_pgd_of_an_evaluation_gives_the_verdicts_of_the_whole_set(
     step: float, eps: float, net: nn.Module, digits: Split
 ) -> None:
-    """Also where steps are so long that they bring fooled images back: then each image gets all of them."""
+    """Also where steps are so long that misclassified images recover: then each image gets all of them."""
     robustness = Robustness(eps=eps, pgd_step=step)
     plain = torchattacks.PGD(net, eps=eps, alpha=step, steps=20)
-    with seeded(derive(4, Role.EVALUATION, "adv_pgd")):
+    with seeded(derive(4, Role.EVALUATION, "pgd")):
         expected = net(plain(digits.x, digits.y)).argmax(dim=1) == digits.y
-    assert torch.equal(robust_examples(net, digits, robustness, 4, "adv_pgd"), expected)
+    assert torch.equal(robust_examples(EvaluatedNetwork(net, digits.x), digits, robustness, 4, "pgd"), expected)
 
 
 @pytest.mark.parametrize("eps", RADII.values(), ids=RADII)
-def test_the_referees_autoattack_gives_the_verdicts_of_its_parts_in_turn(
+def test_autoattack_of_an_evaluation_gives_the_verdicts_of_its_parts_in_turn(
     eps: float, net: nn.Module, digits: Split
 ) -> None:
     robustness = Robustness("full", eps, autoattack_steps=STEPS, autoattack_targets=4, autoattack_queries=60)
-    common: dict[str, Any] = {"norm": "Linf", "eps": eps, "n_restarts": 1, "seed": derive(4, Role.EVALUATION, "adv_autoattack")}
+    common: dict[str, Any] = {
+        "norm": "Linf",
+        "eps": eps,
+        "n_restarts": 1,
+        "seed": derive(4, Role.EVALUATION, "autoattack"),
+    }
     parts = [
         torchattacks.APGD(net, **common, steps=STEPS, loss="ce"),
         torchattacks.APGDT(net, **common, steps=STEPS, n_classes=5),
         torchattacks.FAB(net, **common, steps=STEPS, multi_targeted=True, n_classes=5),
         torchattacks.Square(net, **common, n_queries=60, loss="margin", resc_schedule=False),
     ]
-    with seeded(derive(4, Role.EVALUATION, "adv_autoattack")):
+    with seeded(derive(4, Role.EVALUATION, "autoattack")):
         moved = torchattacks.MultiAttack(parts)(digits.x, digits.y)
     expected = net(moved).argmax(dim=1) == digits.y
-    assert torch.equal(robust_examples(net, digits, robustness, 4, "adv_autoattack"), expected)
+    assert torch.equal(robust_examples(EvaluatedNetwork(net, digits.x), digits, robustness, 4, "autoattack"), expected)
 
 
-# The hunt
+# Active examples
 
 
 def test_an_image_stops_where_another_class_leads_clearly_and_the_others_go_on() -> None:
-    """0.58 and 0.52 fall at the ninth and the third darkening by 0.01, seen at the next question; 0.9 stands."""
+    """0.58 and 0.52 are misclassified after nine and three steps of 0.01, as the next query shows; 0.9 is robust."""
     network = EarlyStopping(Means(), 16)
     moved = network.stopping_early(descent(network, 0.01, 20))(*grey(0.58, 0.52, 0.9))
     assert torch.allclose(moved[:, 0, 0, 0], torch.tensor([0.49, 0.49, 0.7]), atol=1e-5)
 
 
-def test_an_image_that_leads_by_less_than_lost_is_not_felled() -> None:
+def test_an_image_whose_other_class_leads_by_less_than_the_lasting_lead_stays_active() -> None:
     class Close(Means):
         def forward(self, x: Tensor) -> Tensor:
             """A third class far below: the spread of the logits is 10."""
             return torch.cat([super().forward(x), torch.full((len(x), 1), -10.0)], dim=1)
 
-    network = EarlyStopping(Close(steepness=10 * LOST / 0.1), 16)
+    network = EarlyStopping(Close(steepness=10 * LASTING_LEAD / 0.1), 16)
     moved = network.stopping_early(descent(network, 0.01, 20))(*grey(0.505))
     assert 0.38 < float(moved[0, 0, 0, 0]) < 0.41  # not at 0.5 minus a step, where another class first leads
 
 
-def test_what_has_fallen_is_not_asked_about_again_and_the_hunt_ends_with_the_last() -> None:
+def test_misclassified_images_are_not_asked_about_again_and_the_attack_ends_with_the_last() -> None:
     counted = Counted(Means())
     network = EarlyStopping(counted, 16)
     network.stopping_early(descent(network, 0.01, 1000))(*grey(0.505, 0.505, 0.525))
-    # Two are seen to have fallen at the second question, the third at the fourth.
+    # The second query finds two misclassified, the fourth the last one.
     assert counted.images == 3 + 3 + 1 + 1
 
 
-def test_a_network_that_resists_is_asked_as_often_as_plainly_and_in_no_larger_batches(digits: Split) -> None:
+def test_a_robust_network_is_asked_as_often_as_plainly_and_in_no_larger_batches(digits: Split) -> None:
     plain, counted = Counted(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), Counted(nn.Identity())
     counted.network = plain.network
     y = plain.network(digits.x).argmax(dim=1)
@@ -227,16 +226,18 @@ def test_a_network_that_resists_is_asked_as_often_as_plainly_and_in_no_larger_ba
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "apgdt"])
-def test_a_network_that_falls_is_asked_little(name: str, net: nn.Module, digits: Split) -> None:
+def test_a_network_that_is_easy_to_fool_is_asked_less_than_half_as_often(
+    name: str, net: nn.Module, digits: Split
+) -> None:
     plain, counted = Counted(net), Counted(net)
     network = EarlyStopping(counted, 16)
     ATTACKS[name](plain, 0.3)(digits.x, digits.y)
-    spared(name, network, ATTACKS[name](network, 0.3))(digits.x, digits.y)
+    with_early_stopping(name, network, ATTACKS[name](network, 0.3))(digits.x, digits.y)
     assert 2 * counted.images < plain.images
 
 
-def test_what_has_fallen_tells_the_attack_its_last_answer_and_no_gradient() -> None:
-    told: list[Tensor] = []
+def test_the_attack_gets_the_last_answer_of_a_misclassified_image_and_no_gradient() -> None:
+    answers: list[Tensor] = []
     slopes: list[Tensor] = []
     network = EarlyStopping(Means(), 16)
 
@@ -244,17 +245,17 @@ def test_what_has_fallen_tells_the_attack_its_last_answer_and_no_gradient() -> N
         for darker in (0.2, 0.1, 0.05):
             x = (x - darker).detach().requires_grad_()
             z = network(x)
-            told.append(z.detach())
+            answers.append(z.detach())
             slopes.append(torch.autograd.grad(z.sum(), x)[0].flatten(1).norm(dim=1))
         return x.detach()
 
     network.stopping_early(attack)(*grey(0.6, 1.0))
-    assert torch.allclose(torch.stack(told)[:, :, 0], torch.tensor([[-0.1, 0.3], [-0.1, 0.2], [-0.1, 0.15]]))
+    assert torch.allclose(torch.stack(answers)[:, :, 0], torch.tensor([[-0.1, 0.3], [-0.1, 0.2], [-0.1, 0.15]]))
     assert [(slope > 0).tolist() for slope in slopes] == [[True, True], [False, True], [False, True]]
 
 
 @pytest.mark.parametrize("answer", [torch.nan, torch.inf, -torch.inf, 0.0])
-def test_answers_that_lead_nowhere_fell_nothing(answer: float, digits: Split) -> None:
+def test_answers_in_which_no_class_leads_misclassify_nothing(answer: float, digits: Split) -> None:
     class Always(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.full((len(x), 10), answer)
@@ -268,22 +269,24 @@ def test_answers_that_lead_nowhere_fell_nothing(answer: float, digits: Split) ->
     assert torch.equal(network.stopping_early(attack)(digits.x, digits.y), digits.x + 1)
 
 
-def test_outside_a_hunt_the_network_answers_as_itself_also_after_an_attack_broke(net: nn.Module, digits: Split) -> None:
+def test_outside_an_attack_the_network_answers_as_itself_also_after_an_attack_failed(
+    net: nn.Module, digits: Split
+) -> None:
     network = EarlyStopping(net, 7)
 
-    def breaks(x: Tensor, y: Tensor) -> Tensor:
+    def fails(x: Tensor, y: Tensor) -> Tensor:
         network(x)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        network.stopping_early(breaks)(digits.x, digits.y)
+        network.stopping_early(fails)(digits.x, digits.y)
     assert torch.allclose(network(digits.x), net(digits.x), atol=1e-5)
 
 
 def test_attacks_leave_the_network_in_eval_mode(net: nn.Module, digits: Split) -> None:
     network = EarlyStopping(net, 16)
     for name, make in ATTACKS.items():
-        spared(name, network, make(network, 0.2))(digits.x[:3], digits.y[:3])
+        with_early_stopping(name, network, make(network, 0.2))(digits.x[:3], digits.y[:3])
     assert not any(layer.training for layer in network.modules())
 
 
@@ -291,6 +294,6 @@ def test_attacks_leave_the_network_in_eval_mode(net: nn.Module, digits: Split) -
 
 
 def test_a_batch_is_as_many_images_as_the_cache_holds_within_bounds() -> None:
-    assert rows(torch.empty(0, 1, 8, 8)) == LARGEST
-    assert rows(torch.empty(0, 3, 32, 32)) == 64
-    assert rows(torch.empty(0, 3, 224, 224)) == LEAST
+    assert batch_size(torch.empty(0, 1, 8, 8)) == LARGEST
+    assert batch_size(torch.empty(0, 3, 32, 32)) == 64
+    assert batch_size(torch.empty(0, 3, 224, 224)) == LEAST
