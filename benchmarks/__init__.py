@@ -1,1 +1,1 @@
-"""Benchmark files that ship with kdbench (`suites/`), and the speed benchmarks (`speed/`, not installed)."""
+"""Suite files that ship with kdbench (`suites/`, `defaults.toml`), and the speed benchmarks (`speed/`, not installed)."""

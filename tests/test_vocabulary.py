@@ -26,12 +26,17 @@ PROSE, NAMES, BOTH = {"prose"}, {"name"}, {"prose", "name"}
 
 @dataclass(frozen=True)
 class Word:
-    """A former word: pattern of the words in lower case, what to write, where it is looked for, what is not meant."""
+    """A former word.
+
+    pattern: the words in lower case. instead: what to write. where: whether in names, prose or both. but: what is not
+    meant. not_in: files in which the word has its plain meaning, as "pool" in networks.
+    """
 
     pattern: str
     instead: str
     where: frozenset[str] | set[str] = frozenset(BOTH)
     but: str = ""
+    not_in: str = ""
 
 
 WORDS = (
@@ -51,7 +56,7 @@ WORDS = (
     Word("crews?|kin", "fused group, fusible group"),
     Word("company", "fused training", NAMES),
     Word("stack(s|ed|ing)?", "fused", NAMES, but="(torch|np|numpy) stack|[vhd] ?stack|exit stack|stack module state"),
-    Word("desks?|workshops?|journals?", "workspace, model factory, stage log"),
+    Word("desks?|workshops?|journals?", "workspace, model factory, stage log", NAMES),
     Word("truthful(ly)?", "undefended"),
     Word("forgive|forget work|crowned", "clear failure, delete checkpoints, keep_argmax", NAMES),
     Word("liars?|misled", "misinformation model, false-positive rate"),
@@ -60,11 +65,17 @@ WORDS = (
     Word("companions?|equip(s|ped)?", "auxiliary model, auxiliary stage"),
     Word("twins?", "hardened model"),
     Word("publics|public (data|pool|images)", "surrogate data"),
-    Word("pools?", "surrogate data", but="(max|avg|average|adaptive|global|ceil|process|worker|thread) ?pools?"),
+    Word(
+        "pools?",
+        "surrogate data",
+        but="(max|avg|average|adaptive|global|ceil|process|worker|thread) ?pools?|['\"]pool['\"]",
+        not_in=r"kdbench/zoo/.*|kdbench/training/bn_folding\.py|tests/test_networks\.py",
+    ),
     Word("owned", "data subset", NAMES),
     Word("meters?", "query counter", NAMES),
     Word("borders?", "input check", NAMES),
-    Word("referees?|judge[sd]?|judging", "evaluation, evaluate"),
+    Word("referees?", "evaluation"),
+    Word("judge[sd]?|judging", "evaluate", NAMES),
     Word("evasion", "adversarial robustness"),
     Word("adv (acc|fgsm|pgd|square|autoattack)", "robust", NAMES),
     Word("spar(ed|ing)|felled", "early stopping, misclassified"),
@@ -75,11 +86,13 @@ WORDS = (
     Word("announced|endings", "plan file, counts", NAMES),
     Word("family|families", "parametrised entry", NAMES),
     Word("replay(s|ed)?|play(s|ed|ing|ers?)?", "run, method"),
-    Word("games?", "scenario, suite", PROSE, but=r"kdbench.game|game[./]|generator-student game|game \+"),
+    Word(
+        "games?", "scenario, suite", PROSE, but=r"kdbench.game|game[./]|['\"]game['\"]|generator-student game|game \+"
+    ),
     Word("players?", "method, side"),
     Word("benchmark files?", "suite file"),
     Word("puts? up with|meddl\\w+|quarrels?|wings?", "plain words", BOTH),
-    Word("marks", "warnings", NAMES, but="pytest marks"),
+    Word("marks", "warnings", NAMES, not_in="tests/.*"),
 )
 
 
@@ -136,7 +149,7 @@ def places(word: Word) -> list[str]:
     pattern, but = _pattern(word.pattern), _pattern(word.but) if word.but else None
     found = []
     for piece in pieces():
-        if piece.kind not in word.where:
+        if piece.kind not in word.where or re.fullmatch(word.not_in, piece.file):
             continue
         text = piece.text.lower().replace("_", " ")
         meant = [hit.span() for hit in but.finditer(text)] if but else []

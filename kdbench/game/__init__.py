@@ -1,1 +1,1 @@
-"""The rules of the game: threat models, methods, training, and the referee. Knows no method by name."""
+"""The rules: scenarios and the oracle, data, what a defense and an attack are, roles of randomness. Names no method."""

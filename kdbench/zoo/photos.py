@@ -14,12 +14,12 @@ from kdbench.api import Count, Dataset, Images, Split, Whole
 SIDE = 32
 SMALLEST, LARGEST = 24, 256  # side of a piece in the photographs, which are 427 x 640
 Box = tuple[int, int, int, int]
-JUDGED = 200  # images for validation, and for the test
+HELD_OUT = 200  # images for validation, and for the test
 
 
 @dataclass(frozen=True)
 class Photos(Dataset):
-    """Pieces of two photographs, a temple and a flower, 3x32x32: something natural to ask a victim about.
+    """Pieces of two photographs, a temple and a flower, 3x32x32: natural images to query a victim with.
 
     A piece is a square of random place and side, from 24 to 256 pixels, scaled to 32x32 and mirrored at random; its
     class is the photograph. Pieces overlap, between splits too: what is learnt from them says little about anything.
@@ -34,8 +34,8 @@ class Photos(Dataset):
 
         photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
         generator = torch.Generator().manual_seed(self.seed)
-        # In this order: how many images are asked for changes none of those that judge.
-        validation, test, train = (_pieces(photographs, count, generator) for count in (JUDGED, JUDGED, self.images))
+        # In this order: the number of training images changes none of the others.
+        validation, test, train = (_pieces(photographs, count, generator) for count in (HELD_OUT, HELD_OUT, self.images))
         return Images(train, validation, test)
 
 
