@@ -199,8 +199,7 @@ def leaderboard(folder: Path, format_: str) -> None:
     from kdbench.board import report
 
     _name_old_layout(folder)
-    report.write_all(folder)
-    click.echo(report.leaderboards(folder, format_))
+    click.echo(report.write_all(folder, format_))
 
 
 @main.command()
@@ -227,9 +226,10 @@ def plot(folder: Path, figures: tuple[str, ...], store: Path | None) -> None:
         drawn = network_figures.draw(folder, figures, store)
         report.write_report(folder)  # which shows them
     else:
-        from kdbench.board.plots import drawing as plots
+        from kdbench.board.plots import drawing
+        from kdbench.board.studies import Studies
 
-        drawn = plots.draw(folder, force=True)
+        drawn = drawing.draw(Studies.read(folder), folder, force=True)
     for path in drawn:
         click.echo(path)
 

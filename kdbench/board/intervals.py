@@ -1,7 +1,8 @@
-"""Means over seeds with their 95 % intervals, differences paired by seed, and ranks that intervals can tell apart."""
+"""Means over seeds with their 95 % intervals, and differences paired by seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -9,15 +10,26 @@ CONFIDENCE = 0.95
 DIGITS = 12  # accuracies are counts: what differs after the 12th digit is the rounding of a subtraction, not a result
 
 BySeed = Mapping[int, float]
+"""One value a seed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds and the half-width of its interval; one seed has none (half is None)."""
+    """A mean over `n` seeds and the half-width of its interval; with one seed it is None."""
 
     mean: float
     half_width: float | None
     n: int
+
+    @property
+    def surely_above_0(self) -> bool:
+        """Whether the interval lies wholly above 0. One seed proves nothing."""
+        return self.half_width is not None and self.low > 0
+
+    @property
+    def surely_below_0(self) -> bool:
+        """Whether the interval lies wholly below 0. One seed proves nothing."""
+        return self.half_width is not None and self.high < 0
 
     @property
     def low(self) -> float:
@@ -31,7 +43,7 @@ class Estimate:
 
 
 def estimate(values: BySeed) -> Estimate | None:
-    """Mean and Student's t interval of `values`, one a seed; None without values."""
+    """The mean and the interval of Student's t distribution; None without values."""
     if not values:
         return None
     numbers = [values[seed] for seed in sorted(values)]
@@ -45,18 +57,7 @@ def paired(first: BySeed, second: BySeed) -> dict[int, float]:
     return {seed: round(first[seed] - second[seed], DIGITS) for seed in sorted(first.keys() & second.keys())}
 
 
-def ranks(estimates: Sequence[Estimate | None]) -> list[int | None]:
-    """For each: 1 + the number of others whose interval lies wholly above its own; overlapping ones may share a rank.
-
-    Without any interval nobody can be told apart: all share rank 1. Where some have one, those without get no rank,
-    so that losing seeds never improves a rank.
-    """
-    if all(e is None or e.half_width is None for e in estimates):
-        return [None if e is None else 1 for e in estimates]
-    known = [e for e in estimates if e is not None and e.half_width is not None]
-    return [None if e is None or e.half_width is None else 1 + sum(k.low > e.high for k in known) for e in estimates]
-
-
+@cache
 def _quantile(freedom: int) -> float:
     from scipy.special import stdtrit
 

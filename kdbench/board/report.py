@@ -2,73 +2,79 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
-from kdbench import records as results
+from kdbench.atomic import write_text
 from kdbench.board.boards import boards, leaderboards, write_boards
-from kdbench.board.document import grid, markdown
-from kdbench.board.plots import drawing as plots
-from kdbench.board.study import NO_QUERY, facts
-from kdbench.records import Cell, MethodRecord, Status, write_text
-
-__all__ = ["leaderboards", "write_all", "write_report"]
+from kdbench.board.costs import costs
+from kdbench.board.document import Board
+from kdbench.board.formats.markdown import folding, grid, markdown
+from kdbench.board.plots import drawing
+from kdbench.board.studies import Studies
+from kdbench.board.study import NO_QUERY
+from kdbench.records import FILE, Cell, MethodRecord, Protocol, Status
 
 NAME = "README.md"
 FIGURES = {
     "answers": "Answers",
     "features": "Features",
     "inverted": "Inverted images",
-}  # of victims, if they were drawn
+}  # of networks, if they were drawn
 UNFOLDED = 4  # figures that are shown without being asked for
 
-Seconds = dict[str, dict[str, float]]
-"""Seconds of distinct stages: kind -> stage -> seconds. Cells that share a stage share its cost."""
 
+def write_all(folder: Path, format: str = "table") -> str:
+    """Make all that a results folder holds besides its cells: leaderboards, plots, report. The leaderboards as text.
 
-def write_all(folder: Path) -> None:
-    """Make all that a results folder holds besides its cells: leaderboards, plots, report.
-
-    Raises `KdbenchError` for a folder without results.
+    Raises `KdbenchError` for a folder without results, and for a format that does not exist.
     """
-    write_boards(folder)
-    plots.draw(folder)
-    write_report(folder)
+    studies = Studies.read(folder)
+    found = boards(studies)
+    text = leaderboards(found, format)
+    write_boards(found, folder)
+    drawing.draw(studies, folder)
+    _write(studies, found, folder)
+    return text
 
 
 def write_report(folder: Path) -> Path:
-    """Write the report into `folder`; its links need the plots of `plots.draw` and the pictures of the run.
+    """Write the report into `folder`; its links need the plots of `drawing.draw` and the pictures of the run.
 
     Figures that `kdbench plot --figure` has drawn are shown as far as they are there.
     """
-    cells = results.read(folder)
-    parts = [f"# Results: {cells[0].suite}", _GENERATED, *_played(cells)]
-    parts += [markdown(board, level=2).rstrip() for board in boards(cells)]
-    parts += [*_plots(cells), *_figures(folder), *_pictures(cells), *_costs(cells), _HOW_TO_READ]
+    studies = Studies.read(folder)
+    return _write(studies, boards(studies), folder)
+
+
+def _write(studies: Studies, found: Sequence[Board], folder: Path) -> Path:
+    parts = [f"# Results: {studies.facts.suite}", _GENERATED, *_what_was_run(studies)]
+    parts += [markdown(board, level=2).rstrip() for board in found]
+    parts += [*_plots(studies), *_figures(folder), *_pictures(studies.cells), *costs(studies.cells), _HOW_TO_READ]
     path = folder / NAME
     write_text(path, "\n\n".join(parts) + "\n")
     return path
 
 
-_GENERATED = "Generated from the files in `cells/` by `kdbench`; do not edit."
+_GENERATED = f"Generated from `{FILE}` by `kdbench`; do not edit."
 
 
-def _played(cells: Sequence[Cell]) -> list[str]:
-    about = facts(cells)
+def _what_was_run(studies: Studies) -> list[str]:
+    facts, cells = studies.facts, studies.cells
     rows = [
-        ["Data set", f"{about['dataset']}, {about['classes']} classes, digest `{about['dataset_digest']}`"],
-        ["Victim", about["victim"]],
-        ["Student", ", ".join(about["students"])],
-        ["Seeds", f"{', '.join(str(seed) for seed in about['seeds'])} (n = {len(about['seeds'])})"],
-        ["Tolerance", f"{100 * about['tolerance']:g} points of victim accuracy"],
+        ["Data set", f"{facts.dataset}, {facts.classes} classes, digest `{facts.dataset_digest}`"],
+        ["Victim", facts.victim],
+        ["Student", ", ".join(facts.students)],
+        ["Seeds", f"{', '.join(str(seed) for seed in facts.seeds)} (n = {len(facts.seeds)})"],
+        ["Tolerance", f"{100 * facts.tolerance:g} points of utility loss"],
         ["Cells", _counts(cells)],
-        *_distinct("Protocol", [_flat(cell.protocol) for cell in cells]),
+        *_distinct("Protocol", [_tables(cell.protocol) for cell in cells]),
         *_distinct("Machine", [cell.machine for cell in cells]),
     ]
-    return ["## What was played", grid(["", ""], rows), _methods(cells), _threats(cells)]
+    return ["## What was run", grid(["", ""], rows), _methods(cells), _scenarios(cells)]
 
 
 def _counts(cells: Iterable[Cell]) -> str:
@@ -76,21 +82,26 @@ def _counts(cells: Iterable[Cell]) -> str:
     return ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
 
 
-def _distinct(title: str, records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+def _distinct(title: str, records: Iterable[Mapping[str, str]]) -> list[list[str]]:
     """A row for each name in the records, with all its values."""
     found: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for name, value in record.items():
-            found[name].add(_plain(value))
+            found[name].add(value)
     return [[f"{title}: {name}", ", ".join(sorted(values))] for name, values in sorted(found.items())]
 
 
-def _flat(protocol: Mapping[str, Any]) -> dict[str, str]:
+def _tables(protocol: Protocol) -> dict[str, str]:
     """Each table of the protocol in a line."""
-    return {name: _pairs(value) if isinstance(value, Mapping) else _plain(value) for name, value in protocol.items()}
+    return {
+        "victim recipe": _pairs(protocol.victim_recipe),
+        "student recipe": _pairs(protocol.student_recipe),
+        "robustness": _pairs(protocol.robustness),
+        "numerics": _pairs(asdict(protocol.numerics)),
+    }
 
 
-def _pairs(fields: Mapping[str, Any]) -> str:
+def _pairs(fields: Mapping[str, Any]) -> str:  # fields of methods and recipes may be anything that JSON holds
     return ", ".join(f"{name} {_plain(value)}" for name, value in fields.items())
 
 
@@ -99,46 +110,48 @@ def _plain(value: Any) -> str:
 
 
 def _methods(cells: Iterable[Cell]) -> str:
-    """Who played, with all hyper-parameters."""
+    """Who took part, with all hyper-parameters."""
     rows: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         roles = [("defense", cell.defense), ("attack" if cell.defense else "baseline", cell.attack)]
-        for role, player in roles:
-            if player:
-                rows[role, player.name] = [role, player.name, _registered(player), _pairs(player.fields)]
+        for role, method in roles:
+            if method:
+                rows[role, method.name] = [role, method.name, _registered(method), _pairs(method.fields)]
     order = ["defense", "attack", "baseline"]
     ordered = sorted(rows, key=lambda key: (order.index(key[0]), key[1]))
-    return grid(["Role", "Label", "Method", "Hyper-parameters"], [rows[key] for key in ordered])
+    return grid(["Role", "Name", "Method", "Hyper-parameters"], [rows[key] for key in ordered])
 
 
-def _registered(player: MethodRecord) -> str:
-    return f"{player.method} ({player.origin})"
+def _registered(method: MethodRecord) -> str:
+    return f"{method.method} ({method.origin})"
 
 
-def _threats(cells: Iterable[Cell]) -> str:
-    """Under which threat model each attack played."""
-    attacks: dict[str, set[str]] = defaultdict(set)
+def _scenarios(cells: Iterable[Cell]) -> str:
+    """Under which scenario each attack was run."""
+    attacks: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cell in cells:
-        attacks[_pairs(dict(sorted(cell.scenario.items())))].add(cell.attack.name)
-    rows = [[scenario, ", ".join(sorted(labels))] for scenario, labels in sorted(attacks.items())]
-    return grid(["Threat model", "Attacks"], rows)
+        fields = asdict(cell.scenario)
+        name = fields.pop("name")
+        attacks[name, _pairs(dict(sorted(fields.items())))].add(cell.attack.name)
+    rows = [[name, terms, ", ".join(sorted(names))] for (name, terms), names in sorted(attacks.items())]
+    return grid(["Scenario", "What the attacker has", "Attacks"], rows)
 
 
-def _plots(cells: Sequence[Cell]) -> list[str]:
-    drawn = [f"![{plot.caption}]({plots.FOLDER}/{quote(plot.name)}.png)" for plot in plots.plots(cells)]
-    return ["## Plots", *drawn] if drawn else []
+def _plots(studies: Studies) -> list[str]:
+    shown = [f"![{plot.caption}]({drawing.FOLDER}/{quote(plot.name)}.png)" for plot in drawing.plots(studies)]
+    return ["## Plots", *shown] if shown else []
 
 
 def _figures(folder: Path) -> list[str]:
-    """The figures of victims that somebody has drawn into the folder."""
+    """The figures of networks that somebody has drawn into the folder."""
     shown = [
-        f"![{words}: {path.stem.removeprefix(f'{name}-')}]({plots.FOLDER}/{quote(path.name)})"
+        f"![{words}: {path.stem.removeprefix(f'{name}-')}]({drawing.FOLDER}/{quote(path.name)})"
         for name, words in FIGURES.items()
-        for path in sorted((folder / plots.FOLDER).glob(f"{name}-*.png"))
+        for path in sorted((folder / drawing.FOLDER).glob(f"{name}-*.png"))
     ]
     if len(shown) <= UNFOLDED:
         return ["## Figures", *shown] if shown else []
-    return ["## Figures", _folded(f"{len(shown)} figures", shown)]
+    return ["## Figures", folding(f"{len(shown)} figures", "\n\n".join(shown))]
 
 
 def _pictures(cells: Iterable[Cell]) -> list[str]:
@@ -147,12 +160,7 @@ def _pictures(cells: Iterable[Cell]) -> list[str]:
     lines = [f"{_title(cell)}:\n\n![{_title(cell)}]({quote(path)})" for path, cell in sorted(shown.items())]
     if not lines:
         return []
-    return ["## Pictures", _folded(f"{len(lines)} pictures", lines)]
-
-
-def _folded(summary: str, parts: Iterable[str]) -> str:
-    body = "\n\n".join(parts)
-    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
+    return ["## Pictures", folding(f"{len(lines)} pictures", "\n\n".join(lines))]
 
 
 def _title(cell: Cell) -> str:
@@ -160,63 +168,13 @@ def _title(cell: Cell) -> str:
     return f"{cell.attack.name} against {against}, student {cell.student}, seed {cell.seed}"
 
 
-def _costs(cells: Sequence[Cell]) -> list[str]:
-    """Seconds by kind of stage, and what each attack and defense takes."""
-    stages = _seconds(cells)
-    rows = [
-        [kind, str(len(of_kind)), f"{sum(of_kind.values()):,.1f}", f"{fmean(of_kind.values()):,.2f}"]
-        for kind, of_kind in stages.items()
-    ]
-    by_attack = _by(cells, "steal", lambda cell: cell.attack.name)
-    queries = _queries(cells)
-    attacks = [[label, cost, queries.get(label, "–")] for label, cost in by_attack.items()]
-    hardened, auxiliary_seconds = (
-        _by(cells, kind, lambda cell: cell.defense.name if cell.defense else "") for kind in ("harden", "auxiliary")
-    )
-    parts = ["## Cost"]
-    parts += [grid(["Stage", "n", "Seconds in all", "Mean seconds"], rows, right={1, 2, 3})] if rows else []
-    parts += [grid(["Attack", "Mean seconds to steal", "Mean queries"], attacks, right={1, 2})] if attacks else []
-    trained = sorted(hardened.keys() | auxiliary_seconds.keys())
-    defenses = [[label, hardened.get(label, "–"), auxiliary_seconds.get(label, "–")] for label in trained]
-    head = ["Defense", "Mean seconds to harden", "Mean seconds to equip its service"]
-    parts += [grid(head, defenses, right={1, 2})] if defenses else []
-    return parts if len(parts) > 1 else []
-
-
-def _seconds(cells: Iterable[Cell]) -> Seconds:
-    stages: Seconds = defaultdict(dict)
-    for cell in cells:
-        for role, seconds in cell.seconds.items():
-            key = cell.keys.get(role, f"{role}/{cell.name}")
-            stages[key.split("/")[0]][key] = seconds
-    return dict(sorted(stages.items()))
-
-
-def _by(cells: Iterable[Cell], kind: str, name: Callable[[Cell], str]) -> dict[str, str]:
-    """The mean seconds of the distinct stages of one kind, by what `name` says of the cell; empty names are left out."""
-    groups: dict[str, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        if name(cell):
-            groups[name(cell)].append(cell)
-    found = {label: _seconds(own).get(kind, {}) for label, own in sorted(groups.items())}
-    return {label: f"{fmean(stages.values()):,.2f}" for label, stages in found.items() if stages}
-
-
-def _queries(cells: Iterable[Cell]) -> dict[str, str]:
-    counts: dict[str, list[float]] = defaultdict(list)
-    for cell in cells:
-        if "queries" in cell.metrics:
-            counts[cell.attack.name].append(cell.metrics["queries"])
-    return {label: f"{fmean(numbers):,.0f}" for label, numbers in counts.items()}
-
-
 _HOW_TO_READ = """## How to read this
 
 - n is the number of seeds: each has its own victim, its own defenses trained on it, and its own students. Intervals say
   how far the mean over seeds may be off; they say nothing about other data sets, networks, budgets or attacks.
-- Nobody is ahead of another whose interval overlaps. With fewer than three seeds no order can be trusted.
-- A defense is as good as the best attack that was tried on it. A better attack may exist: an unexamined defense has not
-  even met one that was made for it.
-- Accuracies are counts over all test images. All choices (best response, best baseline) are made on validation data.
+- No defense is ahead of another whose interval overlaps. With fewer than three seeds no order can be trusted.
+- A defense is as good as the strongest attack that was tried on it. A stronger attack may exist: a defense with the warning
+  'no adaptive attack run' has not even met one that is made to undo defenses.
+- Accuracies are counts over all test images. All choices (strongest attack, best baseline) are made on validation data.
 - Seconds depend on the machine and on what else it did. A stage that several cells share is counted once.
 - `leaderboard.json` and `robustness.json` describe their columns; the CSV files have the same names."""

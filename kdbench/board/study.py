@@ -1,297 +1,271 @@
-"""From cells to scores: who stole how much from whom, against which baseline, and what the best response is."""
+"""From the cells of one student under one scenario to scores: protection, utility loss, gain, the strongest attack, ranks."""
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from functools import cached_property
 
-from kdbench.board.intervals import BySeed, Estimate, estimate, paired, ranks
-from kdbench.errors import KdbenchError
-from kdbench.records import Cell, MethodRecord, Status
+from kdbench.board.comparisons import ranks
+from kdbench.board.intervals import BySeed, Estimate, estimate, paired
+from kdbench.board.pairing import Pairing, ServedVictim, strongest
+from kdbench.board.remember import remembered
+from kdbench.records import AttackRecord, Cell, DefenseRecord, Status, SubsetRecord
 
-REFERENCE = "none"  # the method that protections and losses are measured against
-LABELS_ONLY = "hard-label"  # the method that sees top-1 answers only
+__all__ = ["NO_QUERY", "UNDEFENDED", "AttackRow", "DefenseRow", "Pairing", "RankStatus", "Study", "by_defense"]
 
-NO_QUERY = "no victim"  # how people read the absence of a defense
-
-Part = tuple[float, int]
-"""The part of the training data that a thief used: (fraction, seed)."""
-
-_SHARED: Mapping[str, Callable[[Cell], object]] = {
-    "suite": lambda cell: cell.suite,
-    "dataset": lambda cell: cell.dataset,
-    "dataset_digest": lambda cell: cell.dataset_digest,
-    "victim": lambda cell: cell.victim,
-    "tolerance": lambda cell: cell.tolerance,
-}
+NO_QUERY = "no-query baseline"  # how people read the absence of a defense
+UNDEFENDED = "undefended"  # how people read the reference where it is no row
 
 
 class RankStatus(StrEnum):
     """Where a defense stands on a board."""
 
     RANKED = "ranked"
-    LOSSY = "lossy"
+    ABOVE_TOLERANCE = "above tolerance"
     UNRANKED = "unranked"
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """One attack against one defense (None: a baseline) by one student; its cells in the order of their seeds."""
+@dataclass(frozen=True, eq=False)
+class Study:
+    """All cells of one student under one scenario, by seed, and what they come to. Every number is computed once."""
 
-    defense: MethodRecord | None
-    attack: MethodRecord
+    student: str
+    scenario: str
     cells: tuple[Cell, ...]
 
     @property
-    def adaptive(self) -> bool:
-        """Whether the attack was made to undo defenses."""
-        return self.cells[0].adaptive
+    def classes(self) -> int:
+        """The number of classes of the data set."""
+        return self.cells[0].classes
 
     @property
-    def part(self) -> Part:
-        """The part of the training data that the thief used."""
-        return _part(self.cells[0])
+    def tolerance(self) -> float:
+        """The utility loss up to which a defense is ranked, as a fraction."""
+        return self.cells[0].tolerance
 
-    def count(self, status: Status) -> int:
-        """How many of its cells ended so."""
-        return sum(cell.status is status for cell in self.cells)
+    @cached_property
+    def seeds(self) -> Sequence[int]:
+        """The seeds of the cells, ascending."""
+        return sorted({cell.seed for cell in self.cells})
 
-    def by_seed(self, metric: str, status: Status = Status.DONE) -> dict[int, float]:
-        """A metric of the cells that ended with `status`; seeds without it are left out."""
-        return {c.seed: c.metrics[metric] for c in self.cells if c.status is status and metric in c.metrics}
+    @cached_property
+    def pairings(self) -> Mapping[tuple[str, str], Pairing]:
+        """The pairings by the names of defense and attack, in their order."""
+        groups: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            if cell.defense:
+                groups[cell.defense.name, cell.attack.name].append(cell)
+        return {key: Pairing(own[0].defense, own[0].attack, tuple(own)) for key, own in sorted(groups.items())}
 
-    def mean(self, metric: str, status: Status = Status.DONE) -> Estimate | None:
-        """A metric over seeds; None where it was not measured."""
-        return estimate(self.by_seed(metric, status))
+    @cached_property
+    def baselines(self) -> Sequence[Pairing]:
+        """The no-query baselines, by data subset and name."""
+        groups: dict[tuple[float, int, str], list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            if not cell.defense:
+                groups[cell.subset.fraction, cell.subset.seed, cell.attack.name].append(cell)
+        return [Pairing(None, own[0].attack, tuple(own)) for _, own in sorted(groups.items())]
 
+    @cached_property
+    def victims(self) -> Mapping[str, ServedVictim]:
+        """The victims by the name of the defense, the reference first."""
+        return by_defense(cell for pairing in self.pairings.values() for cell in pairing.cells)
 
-@dataclass(frozen=True)
-class DefenseRow:
-    """A defense on the accuracy board, under the best response to it: `best`."""
+    @cached_property
+    def defenses(self) -> Sequence[DefenseRecord]:
+        """The defenses that were attacked, the reference first, then by name."""
+        return [victim.defense for victim in self.victims.values()]
 
-    defense: MethodRecord
-    standing: RankStatus
-    rank: int | None
-    best: Pairing | None
-    protection: Estimate | None
-    utility_loss: Estimate | None
-    marks: tuple[str, ...]
+    @cached_property
+    def attacks(self) -> Sequence[AttackRecord]:
+        """The attacks that were run, by name."""
+        found = {pairing.attack.name: pairing.attack for pairing in self.pairings.values()}
+        return [found[name] for name in sorted(found)]
 
-
-@dataclass(frozen=True)
-class Study:
-    """All matches of one student, and what they come to."""
-
-    student: str
-    classes: int
-    tolerance: float
-    pairings: Mapping[tuple[str, str], Pairing]
-    baselines: Sequence[Pairing]
-
-    @property
-    def defenses(self) -> list[MethodRecord]:
-        """The defenses that were played, the reference first, then by label."""
-        found = {label: pairing.defense for (label, _), pairing in self.pairings.items() if pairing.defense}
-        return sorted(found.values(), key=lambda d: (d.method != REFERENCE, d.name))
-
-    @property
-    def attacks(self) -> list[MethodRecord]:
-        """The attacks that were played, by label."""
-        found = {label: pairing.attack for (_, label), pairing in self.pairings.items()}
-        return [found[label] for label in sorted(found)]
-
-    @property
+    @cached_property
     def reference(self) -> str | None:
-        """The label of the defense that does nothing, if it was played."""
-        return next((d.name for d in self.defenses if d.method == REFERENCE), None)
+        """The name of the undefended victim, if it was attacked."""
+        return next((defense.name for defense in self.defenses if defense.is_reference), None)
 
-    def against(self, defense: str) -> list[Pairing]:
-        """The matches of all attacks against `defense`, by the attacks' labels."""
-        return [self.pairings[key] for key in sorted(self.pairings) if key[0] == defense]
+    def against(self, defense: str | None) -> Sequence[Pairing]:
+        """The pairings of all attacks against `defense`, by the attacks' names; none for a defense that is not here."""
+        return self._by_defense.get(defense or "", ())
 
+    @remembered
     def protection(self, pairing: Pairing) -> Estimate | None:
-        """Student accuracy of the same attack on the reference, minus the student accuracy of `pairing`."""
-        return estimate(paired(self._on_reference(pairing.attack.name), pairing.by_seed("student_acc")))
+        """Student accuracy of the same attack on the undefended victim, minus the student accuracy of `pairing`."""
+        undefended = self.pairings.get((self.reference or "", pairing.attack.name))
+        accuracies = undefended.by_seed("student_acc") if undefended else {}
+        return estimate(paired(accuracies, pairing.by_seed("student_acc")))
 
+    @remembered
     def gain(self, pairing: Pairing) -> Estimate | None:
-        """Student accuracy minus what the thief reaches without the victim on the same part of the data."""
+        """Student accuracy minus the no-query baseline on the same data subset."""
         return estimate(paired(pairing.by_seed("student_acc"), self.baseline_acc(pairing)))
 
+    @remembered
     def gain_over_labels(self, pairing: Pairing) -> Estimate | None:
-        """Student accuracy minus that of the thief who saw top-1 answers only of the same defense, on the same part."""
-        if pairing.defense is None or pairing.attack.method == LABELS_ONLY:
+        """Student accuracy minus that of an attack on the same defense and data subset that learns from labels only."""
+        if pairing.defense is None or pairing.attack.labels_only:
             return None
         others = self.against(pairing.defense.name)
-        labels_only = best([m for m in others if m.attack.method == LABELS_ONLY and m.part == pairing.part])
-        return (
-            estimate(paired(pairing.by_seed("student_acc"), labels_only.by_seed("student_acc")))
-            if labels_only
-            else None
-        )
+        labels_only = strongest(p for p in others if p.attack.labels_only and p.subset == pairing.subset)
+        if labels_only is None:
+            return None
+        return estimate(paired(pairing.by_seed("student_acc"), labels_only.by_seed("student_acc")))
 
-    def baseline_acc(self, pairing: Pairing) -> dict[int, float]:
+    def baseline_acc(self, pairing: Pairing) -> BySeed:
         """By seed, the test accuracy of the best baseline on the data of `pairing`; without data, of guessing."""
-        if pairing.part[0] == 0:
+        if pairing.subset.fraction == 0:
             return {cell.seed: 1 / self.classes for cell in pairing.cells}
-        baseline = self.baseline(pairing.part)
+        baseline = self.baseline(pairing.subset)
         return baseline.by_seed("student_acc") if baseline else {}
 
+    @remembered
     def baseline_of_attack(self, attack: str) -> Estimate | None:
-        """What the thief reaches without the victim on the data that `attack` uses."""
-        pairing = next((pairing for (_, label), pairing in self.pairings.items() if label == attack), None)
+        """What an attacker reaches without queries on the data that `attack` uses."""
+        pairing = next((pairing for (_, name), pairing in self.pairings.items() if name == attack), None)
         return estimate(self.baseline_acc(pairing)) if pairing else None
 
-    def baseline(self, part: Part) -> Pairing | None:
-        """The best baseline on that part of the data, chosen on validation data."""
-        return best([pairing for pairing in self.baselines if pairing.part == part])
+    @remembered
+    def baseline(self, subset: SubsetRecord) -> Pairing | None:
+        """The best no-query baseline on that data subset, chosen on validation data."""
+        return strongest(pairing for pairing in self.baselines if pairing.subset == subset)
 
+    @remembered
     def utility_loss(self, defense: str) -> Estimate | None:
-        """Accuracy of the victim as served by the reference, minus as served by `defense`."""
-        return estimate(paired(self._victim_acc(self.reference), self._victim_acc(defense)))
-
-    def strongest_attack(self, defense: str) -> Pairing | None:
-        """The attack that the thief would choose against `defense`."""
-        return best(self.against(defense))
-
-    def protection_under_strongest(self, defense: str) -> Estimate | None:
-        """Student accuracy of the best response to the reference, minus that of the best response to `defense`.
-
-        On the reference the thief chooses among the attacks that are scored against `defense` too: an attack that was
-        skipped, failed or went past the defense must not count in its favour.
-        """
-        response = self.strongest_attack(defense)
-        menu = {pairing.attack.name for pairing in self.against(defense) if pairing.by_seed("student_acc")}
-        on_reference = best([m for m in self.against(self.reference or "") if m.attack.name in menu])
-        if response is None or on_reference is None:
+        """Test accuracy of the undefended victim's answers, minus that of the answers that `defense` serves."""
+        reference, victim = (self.victims.get(name or "") for name in (self.reference, defense))
+        if not reference or not victim:
             return None
-        return estimate(paired(on_reference.by_seed("student_acc"), response.by_seed("student_acc")))
+        return estimate(paired(reference.by_seed("victim_acc"), victim.by_seed("victim_acc")))
 
-    def rows(self) -> list[DefenseRow]:
-        """The board: ranked defenses, then those without a rank, then those outside the tolerance by their loss."""
-        scored = [self._row(defense) for defense in self.defenses]
-        ranked = _ranked([entry for entry in scored if entry.standing is not RankStatus.LOSSY])
-        return ranked + sorted((e for e in scored if e.standing is RankStatus.LOSSY), key=_by_loss)
+    @remembered
+    def strongest_attack(self, defense: str) -> Pairing | None:
+        """The attack that an attacker would choose against `defense`."""
+        return strongest(self.against(defense))
 
-    def _row(self, defense: MethodRecord) -> DefenseRow:
-        label, loss = defense.name, self.utility_loss(defense.name)
-        standing = RankStatus.LOSSY if loss and loss.mean > self.tolerance else RankStatus.UNRANKED
-        protection = self.protection_under_strongest(label)
-        return DefenseRow(defense, standing, None, self.strongest_attack(label), protection, loss, self._marks(defense))
+    @remembered
+    def protection_under_strongest(self, defense: str) -> Estimate | None:
+        """Student accuracy under the strongest attack on the undefended victim, minus that under the strongest on `defense`.
 
-    def _marks(self, defense: MethodRecord) -> tuple[str, ...]:
-        pairings = self.against(defense.name)
-        marks = []
-        if defense.method != REFERENCE and not any(m.adaptive and m.count(Status.DONE) for m in pairings):
-            marks.append("unexamined")
-        bypassed = [m.attack.name for m in pairings if m.count(Status.BYPASSED)]
-        if bypassed:
-            marks.append(f"bypassed: {', '.join(bypassed)}")
-        counts = {status: sum(m.count(status) for m in pairings) for status in (Status.SKIPPED, Status.FAILED)}
-        return (*marks, *(f"{status}: {count}" for status, count in counts.items() if count))
+        On the undefended victim only attacks that are scored against `defense` too are considered: an attack that was
+        skipped, failed or bypassed the defense must not count in the defense's favour.
+        """
+        here = self.strongest_attack(defense)
+        scored = {pairing.attack.name for pairing in self.against(defense) if pairing.by_seed("student_acc")}
+        undefended = strongest(p for p in self.against(self.reference) if p.attack.name in scored)
+        if here is None or undefended is None:
+            return None
+        return estimate(paired(undefended.by_seed("student_acc"), here.by_seed("student_acc")))
 
-    def _on_reference(self, attack: str) -> BySeed:
-        pairing = self.pairings.get((self.reference or "", attack))
-        return pairing.by_seed("student_acc") if pairing else {}
+    @cached_property
+    def rows(self) -> "Sequence[DefenseRow]":
+        """The board: ranked defenses, then those without a rank, then those above the tolerance by their loss."""
+        costly = {d.name for d in self.defenses if _above(self.utility_loss(d.name), self.tolerance)}
+        rest = [defense for defense in self.defenses if defense.name not in costly]
+        found = ranks([self._rankable(defense.name) for defense in rest])
+        ranked = [
+            DefenseRow(self, defense, RankStatus.RANKED if rank else RankStatus.UNRANKED, rank)
+            for defense, rank in zip(rest, found, strict=True)
+        ]
+        below = [DefenseRow(self, d, RankStatus.ABOVE_TOLERANCE, None) for d in self.defenses if d.name in costly]
+        return sorted(ranked, key=_by_rank) + sorted(below, key=_by_loss)
 
-    def _victim_acc(self, defense: str | None) -> BySeed:
-        return victim_by_seed([c for m in self.against(defense or "") for c in m.cells], "victim_acc")
+    def _rankable(self, defense: str) -> Estimate | None:
+        """The protection, where the utility loss is known too: without it nobody knows whether it is within the tolerance."""
+        return self.protection_under_strongest(defense) if self.utility_loss(defense) else None
 
+    @cached_property
+    def attack_rows(self) -> "Sequence[AttackRow]":
+        """Every pairing, by defense and attack, the reference first."""
+        return [AttackRow(self, pairing) for defense in self.defenses for pairing in self.against(defense.name)]
 
-def studies(cells: Iterable[Cell]) -> list[Study]:
-    """The standings of each student, by name. Raises `KdbenchError` when the cells are not of one benchmark."""
-    ordered = sorted(cells, key=lambda c: (c.student, c.name, c.seed))
-    _check_one_benchmark(ordered)
-    by_student: dict[str, list[Cell]] = defaultdict(list)
-    for cell in ordered:
-        by_student[cell.student].append(cell)
-    return [_study(student, own) for student, own in by_student.items()]
-
-
-def facts(cells: Iterable[Cell]) -> dict[str, Any]:
-    """What the cells of one benchmark share, its students and its seeds."""
-    all_cells = list(cells)
-    first = all_cells[0]
-    return {
-        "suite": first.suite,
-        "dataset": first.dataset,
-        "dataset_digest": first.dataset_digest,
-        "classes": first.classes,
-        "victim": first.victim,
-        "students": sorted({cell.student for cell in all_cells}),
-        "seeds": sorted({cell.seed for cell in all_cells}),
-        "tolerance": first.tolerance,
-    }
+    @cached_property
+    def _by_defense(self) -> Mapping[str, Sequence[Pairing]]:
+        found: dict[str, list[Pairing]] = defaultdict(list)
+        for (defense, _), pairing in self.pairings.items():
+            found[defense].append(pairing)
+        return found
 
 
-def victim_by_seed(cells: Iterable[Cell], metric: str) -> dict[int, float]:
-    """A metric of one defense's victim, which every cell of the same seed repeats."""
-    return {c.seed: c.metrics[metric] for c in cells if metric in c.metrics}
+@dataclass(frozen=True, eq=False)
+class DefenseRow:
+    """A defense on the board of a study, under the strongest attack on it."""
+
+    study: Study
+    defense: DefenseRecord
+    status: RankStatus
+    rank: int | None
+
+    @property
+    def strongest(self) -> Pairing | None:
+        """The strongest attack on it, if any was scored."""
+        return self.study.strongest_attack(self.defense.name)
+
+    @property
+    def protection(self) -> Estimate | None:
+        """Under the strongest attack; a fraction."""
+        return self.study.protection_under_strongest(self.defense.name)
+
+    @property
+    def utility_loss(self) -> Estimate | None:
+        """A fraction of the test images."""
+        return self.study.utility_loss(self.defense.name)
+
+    @property
+    def victim(self) -> ServedVictim:
+        """The victim that it defends."""
+        return self.study.victims[self.defense.name]
+
+    @property
+    def seeds(self) -> int | None:
+        """How many seeds are behind the number that ranks."""
+        of_strongest = self.strongest.mean("student_acc") if self.strongest else None
+        number = self.protection or of_strongest
+        return number.n if number else None
+
+    def count(self, status: Status) -> int:
+        """How many cells against it ended so."""
+        return sum(pairing.count(status) for pairing in self.study.against(self.defense.name))
 
 
-def best(pairings: Iterable[Pairing]) -> Pairing | None:
-    """The match with the highest mean validation accuracy, never chosen on test data; ties go to the first."""
-    scored = [(pairing, pairing.mean("student_val_acc")) for pairing in pairings]
-    known = [(pairing, score.mean) for pairing, score in scored if score]
-    return max(known, key=lambda pair: pair[1])[0] if known else None
+@dataclass(frozen=True, eq=False)
+class AttackRow:
+    """A pairing on the board of a study."""
+
+    study: Study
+    pairing: Pairing
+
+    @property
+    def is_strongest(self) -> bool:
+        """Whether it is the strongest attack on its defense; of a baseline: whether it is the best on its data subset."""
+        if self.pairing.defense is None:
+            return self.pairing is self.study.baseline(self.pairing.subset)
+        return self.pairing is self.study.strongest_attack(self.pairing.defense.name)
 
 
-def _study(student: str, cells: Sequence[Cell]) -> Study:
-    groups: dict[tuple[str | None, Part | None, str], list[Cell]] = defaultdict(list)
-    for cell in sorted(cells, key=lambda c: c.seed):
-        defense, part = (cell.defense.name, None) if cell.defense else (None, _part(cell))
-        groups[defense, part, cell.attack.name].append(cell)
-    pairings, baselines = {}, []
-    for defense, part, attack in sorted(groups, key=lambda k: (k[0] or "", k[1] or (0, 0), k[2])):
-        own = groups[defense, part, attack]
-        pairing = Pairing(own[0].defense, own[0].attack, tuple(own))
-        if defense is None:
-            baselines.append(pairing)
-        else:
-            pairings[defense, attack] = pairing
-    return Study(student, cells[0].classes, cells[0].tolerance, pairings, baselines)
+def by_defense(cells: Iterable[Cell]) -> Mapping[str, ServedVictim]:
+    """The victims of these cells by the name of the defense, the reference first; baselines are left out."""
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    records: dict[str, DefenseRecord] = {}
+    for cell in cells:
+        if cell.defense:
+            groups[cell.defense.name].append(cell)
+            records[cell.defense.name] = cell.defense
+    ordered = sorted(records.values(), key=lambda defense: (not defense.is_reference, defense.name))
+    return {defense.name: ServedVictim(defense, tuple(groups[defense.name])) for defense in ordered}
 
 
-def _part(cell: Cell) -> Part:
-    return float(cell.subset["fraction"]), int(cell.subset["seed"])
+def _above(loss: Estimate | None, tolerance: float) -> bool:
+    return loss is not None and loss.mean > tolerance
 
 
-def _ranked(rows: Sequence[DefenseRow]) -> list[DefenseRow]:
-    found = ranks([entry.protection if entry.utility_loss else None for entry in rows])
-    placed = [
-        replace(entry, rank=rank, standing=RankStatus.RANKED if rank else RankStatus.UNRANKED)
-        for entry, rank in zip(rows, found, strict=True)
-    ]
-    return sorted(placed, key=_by_rank)
+def _by_rank(row: DefenseRow) -> tuple[float, float, str]:
+    protection = row.protection.mean if row.protection else float("-inf")
+    return (row.rank or float("inf"), -protection, row.defense.name)
 
 
-def _by_rank(entry: DefenseRow) -> tuple[float, float, str]:
-    protection = entry.protection.mean if entry.protection else float("-inf")
-    return (entry.rank or float("inf"), -protection, entry.defense.name)
-
-
-def _by_loss(entry: DefenseRow) -> tuple[float, str]:
-    return (entry.utility_loss.mean if entry.utility_loss else float("inf"), entry.defense.name)
-
-
-def _check_one_benchmark(cells: Sequence[Cell]) -> None:
-    if not cells:
-        raise KdbenchError("There is no cell to make a leaderboard of.")
-    for name, of in _SHARED.items():
-        values = sorted({str(of(cell)) for cell in cells})
-        if len(values) > 1:
-            raise KdbenchError(
-                f"The results are not of one benchmark: {name} is {' and '.join(values)}. Give each its own folder."
-            )
-    _check_labels("defense", [cell.defense for cell in cells if cell.defense])
-    _check_labels("attack", [cell.attack for cell in cells])
-
-
-def _check_labels(kind: str, players: Iterable[MethodRecord]) -> None:
-    settings: dict[str, str] = {}
-    for player in players:
-        text = f"{player.method} {json.dumps(player.fields, sort_keys=True)}"
-        if settings.setdefault(player.name, text) != text:
-            several = f"{settings[player.name]} and {text}"
-            raise KdbenchError(f"The {kind} '{player.name}' is several things: {several}. Give each its own label.")
+def _by_loss(row: DefenseRow) -> tuple[float, str]:
+    return (row.utility_loss.mean if row.utility_loss else float("inf"), row.defense.name)

@@ -13,23 +13,23 @@ Value = float | str
 
 @dataclass(frozen=True)
 class Swept:
-    """A method played with several values of `field`, and perhaps of `other` too; the players by (value, other's value)."""
+    """A method that was run with several values of `field`, and perhaps of `other`; `methods`: by (value, other's value)."""
 
     role: str
     method: str
     field: str
     other: str | None
-    players: Mapping[tuple[Value, Value | None], MethodRecord]
+    methods: Mapping[tuple[Value, Value | None], MethodRecord]
 
     @property
     def values(self) -> list[Value]:
         """The values of the field, ascending."""
-        return sorted({value for value, _ in self.players}, key=_order)
+        return sorted({value for value, _ in self.methods}, key=_order)
 
     @property
     def others(self) -> list[Value | None]:
         """The values of the other field, ascending; [None] where only one varies."""
-        return sorted({other for _, other in self.players}, key=_order)
+        return sorted({other for _, other in self.methods}, key=_order)
 
     @property
     def name(self) -> str:
@@ -37,33 +37,33 @@ class Swept:
         return f"{self.method}-{self.field}"
 
     def along(self, other: Value | None, measure: Callable[[str], Estimate | None]) -> list[Estimate | None]:
-        """What `measure` says of the label at each value of the field, for one value of the other."""
-        players = [self.players.get((value, other)) for value in self.values]
-        return [measure(player.name) if player else None for player in players]
+        """What `measure` says of the method's name at each value of the field, for one value of the other."""
+        methods = [self.methods.get((value, other)) for value in self.values]
+        return [measure(method.name) if method else None for method in methods]
 
 
-def sweeps(role: str, players: Iterable[MethodRecord]) -> list[Swept]:
-    """The sweeps among the players of one role: methods that differ in one or two plain fields, by name."""
+def sweeps(role: str, records: Iterable[MethodRecord]) -> list[Swept]:
+    """The sweeps among the methods of one role: those that differ in one or two plain fields, by name."""
     by_method: dict[str, list[MethodRecord]] = defaultdict(list)
-    for player in players:
-        by_method[player.method].append(player)
+    for record in records:
+        by_method[record.method].append(record)
     found = [_swept(role, method, own) for method, own in sorted(by_method.items())]
     return [swept for swept in found if swept and len(swept.values) > 1]
 
 
-def _swept(role: str, method: str, players: Sequence[MethodRecord]) -> Swept | None:
-    names = list(players[0].fields)
-    values = {name: {_value(p.fields.get(name)) for p in players} for name in names}
+def _swept(role: str, method: str, records: Sequence[MethodRecord]) -> Swept | None:
+    names = list(records[0].fields)
+    values = {name: {_value(record.fields.get(name)) for record in records} for name in names}
     varying = sorted((name for name in names if len(values[name]) > 1), key=lambda name: -len(values[name]))
     if not 1 <= len(varying) <= 2:
         return None
     field, other = varying[0], varying[1] if len(varying) > 1 else None
-    named = {(_value(p.fields[field]), _value(p.fields[other]) if other else None): p for p in players}
-    if other and len(named) == len(values[other]):
+    placed = {(_value(r.fields[field]), _value(r.fields[other]) if other else None): r for r in records}
+    if other and len(placed) == len(values[other]):
         # The two vary together: panels by the second would hold a point each.
-        other, named = None, {(value, None): p for (value, _), p in named.items()}
-    # Two lists of one length, or what no field tells apart, have one place for several players.
-    return Swept(role, method, field, other, named) if len(named) == len(players) else None
+        other, placed = None, {(value, None): record for (value, _), record in placed.items()}
+    # Two lists of one length, or what no field tells apart, have one place for several methods.
+    return Swept(role, method, field, other, placed) if len(placed) == len(records) else None
 
 
 def _value(value: Any) -> Value:

@@ -75,10 +75,9 @@ def _times(plan: Plan, store: Store, finished: set[str], kind: str) -> list[floa
 
 
 def _finish(cell_counts: CellCounts, out: Path, left_out: str) -> int:
-    from kdbench.board.report import leaderboards, write_all  # a second of imports that nobody waits for before the run
+    from kdbench.board.report import write_all  # a second of imports that nobody waits for before the run
 
-    write_all(out)
-    print(leaderboards(out, "table"))
+    print(write_all(out))
     if left_out:
         print(left_out)
     failed = {reason: count for (status, reason), count in cell_counts.items() if status is Status.FAILED}

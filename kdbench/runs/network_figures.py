@@ -22,6 +22,7 @@ from kdbench import records
 from kdbench.board.plots import drawing, networks
 from kdbench.board.plots.drawing import Plot
 from kdbench.board.plots.networks import ComparedVictims, FeatureMaps, Floats, ImageGrids, PredictionBars
+from kdbench.board.studies import Studies
 from kdbench.engine.tensors import load_tensors
 from kdbench.errors import KdbenchError, unknown
 from kdbench.game.data import Split
@@ -45,7 +46,7 @@ def draw(folder: Path, names: Sequence[str], store: Path | None = None) -> list[
     that is unknown, a stage that is not in the store, and a figure that these cells have nothing to show in.
     """
     cells = records.read(folder)
-    of_numbers = {plot.name: [plot] for plot in drawing.plots(cells)}
+    of_numbers = {plot.name: [plot] for plot in drawing.plots(Studies.of(cells))}
     unheard = [name for name in names if name not in FIGURES and name not in of_numbers]
     if unheard:
         raise unknown("figure", unheard[0], [*FIGURES, *of_numbers])

@@ -1,20 +1,20 @@
-"""The plots of a results folder; the same cells give the same bytes."""
+"""All plots of a results folder; the same cells give the same bytes. To add a plot, add it to `PLOTS`."""
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import kdbench
-from kdbench import records as results
 from kdbench.atomic import write_bytes, write_text
-from kdbench.board.plots import curves, figures
-from kdbench.board.study import Study, studies
+from kdbench.board.plots import curves, heatmaps, protection, robustness, sweep_curves, trade_off
+from kdbench.board.plots.style import STYLE
+from kdbench.board.studies import Studies
+from kdbench.board.study import Study
 from kdbench.board.sweeps import sweeps
-from kdbench.records import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,25 +33,72 @@ class Plot:
     figure: Callable[[], "Figure"]
 
 
-def plots(cells: Iterable[Cell]) -> list[Plot]:
-    """The plots that these cells have numbers for, the students in order. Raises as `accuracy_board`."""
-    found = studies(cells)
-    drawn = [plot for student in found for plot in _plots(student, len(found) > 1)]
-    if curves.has_sizes(found):
-        drawn.append(
-            Plot("students", "Students smaller and larger than the victim", partial(curves.student_sizes, found))
-        )
-    return drawn
+Plots = Callable[[Studies], Iterator[Plot]]
+"""The plots of one kind that a folder has numbers for."""
 
 
-def draw(folder: Path, force: bool = False) -> list[Path]:
-    """Draw the plots of the cells under `folder` into its `plots`, as PNG and SVG; the files.
+def _each(name: str, caption: str, known: Callable[[Study], bool], draw: Callable[[Study], "Figure"]) -> Plots:
+    """A plot for each study; known: whether there is anything to draw."""
+
+    def plots_of(studies: Studies) -> Iterator[Plot]:
+        for study in studies.all:
+            if known(study):
+                yield Plot(name + _suffix(studies, study), caption, partial(draw, study))
+
+    return plots_of
+
+
+def _sweeps(studies: Studies) -> Iterator[Plot]:
+    """Curves along the fields that the suite sweeps."""
+    for study in studies.all:
+        found = [(swept, sweep_curves.of_defense(study, swept)) for swept in sweeps("defense", study.defenses)]
+        found += [(swept, sweep_curves.of_attack(study, swept)) for swept in sweeps("attack", study.attacks)]
+        for swept, panels in found:
+            if panels:
+                name, figure = swept.name + _suffix(studies, study), partial(sweep_curves.along, study, swept, panels)
+                yield Plot(name, f"{swept.method} along {swept.field}", figure)
+
+
+def _sizes(studies: Studies) -> Iterator[Plot]:
+    """One plot of all students under a scenario."""
+    scenarios = sorted({study.scenario for study in studies.all})
+    for scenario in scenarios:
+        own = [study for study in studies.all if study.scenario == scenario]
+        if curves.has_sizes(own):
+            name = "students" if len(scenarios) == 1 else f"students-{_plain(scenario)}"
+            yield Plot(name, "Students smaller and larger than the victim", partial(curves.student_sizes, own))
+
+
+PLOTS: Sequence[Plots] = (
+    _each(
+        "student-accuracy",
+        "Student accuracy, defense against attack",
+        heatmaps.has_student_accuracy,
+        heatmaps.student_accuracy,
+    ),
+    _each("protection", "Protection by each defense", protection.has_protection, protection.protection),
+    _each("trade-off", "What protection costs", protection.has_protection, trade_off.trade_off),
+    _each("queries", "Student accuracy against queries", curves.has_query_counts, curves.query_efficiency),
+    _each("adversarial-accuracy", "Adversarial accuracy", robustness.has_robustness, robustness.adversarial_accuracy),
+    _each("transfer", "Transfer from student to victim", heatmaps.has_transfer, heatmaps.transfer),
+    _sweeps,
+    _sizes,
+)
+
+
+def plots(studies: Studies) -> list[Plot]:
+    """The plots that these cells have numbers for."""
+    return [plot for of_kind in PLOTS for plot in of_kind(studies)]
+
+
+def draw(studies: Studies, folder: Path, force: bool = False) -> list[Path]:
+    """Draw the plots of the cells into the `plots` of their folder, as PNG and SVG; the files.
 
     Nothing is drawn again while the cells, this code and the files are as they were, unless `force`.
     """
-    wanted = plots(results.read(folder))
+    wanted = plots(studies)
     paths = [folder / FOLDER / f"{plot.name}.{format}" for plot in wanted for format in FORMATS]
-    digest = _digest(folder)
+    digest = _digest(studies)
     if not force and _state(folder)[:1] == [digest] and all(path.is_file() for path in paths):
         return paths
     (folder / FOLDER).mkdir(exist_ok=True)
@@ -63,38 +110,11 @@ def draw(folder: Path, force: bool = False) -> list[Path]:
     return paths
 
 
-def _plots(found: Study, several: bool) -> list[Plot]:
-    suffix = f"-{found.student.replace(':', '-').replace('/', '-')}" if several else ""
-    drawn = [
-        Plot(f"{name}{suffix}", caption, partial(make, found))
-        for name, (caption, has_numbers, make) in _KINDS.items()
-        if has_numbers(found)
-    ]
-    for role, players, panels_of in (
-        ("defense", found.defenses, curves.of_defense),
-        ("attack", found.attacks, curves.of_attack),
-    ):
-        for swept in sweeps(role, players):
-            if panels := panels_of(found, swept):
-                caption = f"{swept.method} along {swept.field}"
-                drawn.append(Plot(f"{swept.name}{suffix}", caption, partial(curves.along, found, swept, panels)))
-    return drawn
-
-
-_KINDS: Mapping[str, tuple[str, Callable[[Study], bool], Callable[[Study], "Figure"]]] = {
-    "stolen-accuracy": ("Stolen accuracy, defense against attack", figures.has_attack_runs, figures.student_accuracy),
-    "protection": ("Protection by each defense", figures.has_protections, figures.protection),
-    "trade-off": ("What protection costs", figures.has_protections, figures.trade_off),
-    "queries": ("Stolen accuracy against queries", curves.has_query_counts, curves.query_efficiency),
-    "adversarial-accuracy": ("Adversarial accuracy", figures.has_robustness, figures.adversarial_accuracy),
-    "transfer": ("Transfer from student to victim", figures.has_transfers, figures.transfer),
-}
-
-
 def save(plot: Plot, folder: Path) -> None:
+    """Draw one plot into a folder, in all `FORMATS`."""
     from matplotlib import style
 
-    with style.context(["default", figures.STYLE]):  # whatever the user's own matplotlibrc says
+    with style.context(["default", STYLE]):  # whatever the user's own matplotlibrc says
         figure = plot.figure()
         for format in FORMATS:
             content = io.BytesIO()
@@ -106,12 +126,27 @@ def save(plot: Plot, folder: Path) -> None:
 _TIMELESS: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
-def _digest(folder: Path) -> str:
-    """Of all that the plots depend on: the cells, and the code."""
+def _suffix(studies: Studies, study: Study) -> str:
+    """What tells the plots of a study from those of the others."""
+    several_students = len(studies.facts.students) > 1
+    several_scenarios = len({other.scenario for other in studies.all}) > 1
+    names = [study.student] * several_students + [study.scenario] * several_scenarios
+    return "".join(f"-{_plain(name)}" for name in names)
+
+
+def _plain(name: str) -> str:
+    """A name as a part of a file's name."""
+    return name.replace(":", "-").replace("/", "-")
+
+
+def _digest(studies: Studies) -> str:
+    """Of all that the plots depend on: the cells, and the code of the board."""
     content = hashlib.sha256(kdbench.__version__.encode())
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    for path in [*sources, *sorted((folder / results.FOLDER).glob("*.json"))]:
-        content.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    board = Path(__file__).parent.parent
+    for path in sorted(board.rglob("*.py")):
+        content.update(f"{path.relative_to(board)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for cell in studies.cells:
+        content.update(repr(cell).encode())
     return content.hexdigest()
 
 

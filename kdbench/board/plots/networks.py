@@ -1,6 +1,6 @@
 """Figures of what victims do, beside the numbers: their answers, their features, and what was inverted out of them.
 
-Each shows the normal victim on the left of a defended one, and draws arrays that somebody else has gathered.
+Each shows the undefended victim on the left of a defended one, and draws arrays that others have gathered.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.board.plots.figures import ACCENT, EMPTY, HEAD, INK, LETTER, LINE, MUTED, NARROWEST, QUIET
+from kdbench.board.plots.style import ACCENT, EMPTY, INK, LETTER, LINE, MUTED, QUIET, canvas, head
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ Labels = NDArray[np.integer[Any]]
 
 PHOTO, BARS, ROW = 1.0, 2.0, 1.15  # inches: an image, a bar chart, the height of a row of both
 MAP, SHEET = 4.0, 4.2  # inches: the side of a map of features, the width of a sheet of images
+MARGIN = 0.4  # inches around the panels
 NAMED = 20  # classes that a legend can name
 MARKERS = "os^Dv"  # classes of similar colours have different ones
 CHUNK = 8  # images in a row of a sheet, at most
@@ -30,7 +31,7 @@ GAP = 0.06  # between the images of a sheet, as a share of one
 
 @dataclass(frozen=True)
 class ComparedVictims:
-    """Whom a figure is about: the label of the defense, and what was played (`about`), for its head."""
+    """Which defense a figure compares with none, and what was run (`about`), for its head."""
 
     defense: str
     about: str
@@ -38,7 +39,7 @@ class ComparedVictims:
 
 @dataclass(frozen=True)
 class PredictionBars:
-    """What two services say of the same images (N,H,W) or (N,H,W,3) with labels (N,): probabilities (T,N,K), one (N,K) a
+    """What two services answer to the same images (N,H,W) or (N,H,W,3) with labels (N,): probabilities (T,N,K), one (N,K) a
     temperature."""
 
     pair: ComparedVictims
@@ -76,14 +77,14 @@ def answers(shown: PredictionBars) -> "Figure":
     """A row an image: the image, and for each temperature the class probabilities of both services as bars."""
     count, columns = len(shown.images), 2 * len(shown.temperatures)
     wide = max(BARS, LETTER * len(shown.pair.defense))
-    figure = _figure(PHOTO + wide * columns, ROW * count + 2 * LINE)
+    figure = canvas(PHOTO + wide * columns + MARGIN, ROW * count + 2 * LINE + MARGIN)
     grid = figure.subplots(count, 1 + columns, squeeze=False, width_ratios=[PHOTO] + [wide] * columns)
     _head(figure, shown.pair, "Access", f"class probabilities  ·  {shown.note}  ·  shaded: the true class")
     for index, (photo, *charts) in enumerate(grid):
         _photo(photo, shown.images[index], int(shown.labels[index]))
         for number, temperature in enumerate(shown.temperatures):
             pair = charts[2 * number], charts[2 * number + 1]
-            _replies(pair, shown, number, index)
+            _bars(pair, shown, number, index)
             if not index:
                 _titles(pair, shown.pair, f"\nT = {temperature:g}")
             for ax in pair:
@@ -95,7 +96,7 @@ def answers(shown: PredictionBars) -> "Figure":
 def features(shown: FeatureMaps) -> "Figure":
     """Two maps of the same images, coloured by class."""
     classes = np.unique(shown.labels)
-    figure = _figure(2 * MAP, MAP + 2 * LINE)
+    figure = canvas(2 * MAP + MARGIN, MAP + 2 * LINE + MARGIN)
     axes = figure.subplots(1, 2)
     _head(figure, shown.pair, "Penultimate features", f"{shown.note}  ·  colours: classes")
     for ax, places in zip(axes, (shown.normal, shown.defended), strict=True):
@@ -115,7 +116,7 @@ def inverted(shown: ImageGrids) -> "Figure":
     rows = _rows(shown.labels)
     columns = max(len(row) for row in rows)
     height, width = shown.normal.shape[1:3]
-    figure = _figure(2 * SHEET, (SHEET - LINE) * len(rows) * height / (columns * width))
+    figure = canvas(2 * SHEET + MARGIN, (SHEET - LINE) * len(rows) * height / (columns * width) + MARGIN)
     axes = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
     _head(figure, shown.pair, "Inverted images", f"{shown.note}  ·  rows: the classes that they were made for")
     for ax, images in zip(axes, (shown.normal, shown.defended), strict=True):
@@ -132,17 +133,15 @@ def _legend(figure: "Figure", ax: "Axes", classes: int) -> None:
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **style)
 
 
-def _replies(axes: "tuple[Axes, Axes]", shown: PredictionBars, number: int, index: int) -> None:
+def _bars(axes: "tuple[Axes, Axes]", shown: PredictionBars, number: int, index: int) -> None:
     """The bars of one image at one temperature. All charts of a temperature have one scale: answers can be compared."""
     top = min(1.0, 1.08 * float(max(shown.normal[number].max(), shown.defended[number].max())))
     classes = shown.normal.shape[2]
-    for ax, said, color in zip(axes, (shown.normal, shown.defended), (QUIET, ACCENT), strict=True):
-        label, half_width = (
-            float(shown.labels[index]),
-            max(0.5, classes / 60),
-        )  # among many classes, one would not be seen
+    for ax, probabilities, color in zip(axes, (shown.normal, shown.defended), (QUIET, ACCENT), strict=True):
+        label = float(shown.labels[index])
+        half_width = max(0.5, classes / 60)  # among many classes, one would not be seen
         ax.axvspan(label - half_width, label + half_width, color=EMPTY, zorder=0, linewidth=0)
-        ax.bar(np.arange(classes), said[number, index], width=0.8 if classes <= NAMED else 1, color=color)
+        ax.bar(np.arange(classes), probabilities[number, index], width=0.8 if classes <= NAMED else 1, color=color)
         ax.set(xlim=(-0.6, classes - 0.4), ylim=(0, top))
         ax.set_xticks(_ticks(classes))
         ax.locator_params(axis="y", nbins=3)
@@ -200,32 +199,9 @@ def _colors(count: int) -> list[tuple[float, float, float]]:
 
 
 def _titles(axes: "tuple[Axes, Axes]", pair: ComparedVictims, suffix: str = "") -> None:
-    axes[0].set_title(f"normal{suffix}", color=INK)
+    axes[0].set_title(f"undefended{suffix}", color=INK)
     axes[1].set_title(f"{pair.defense}{suffix}", color=INK)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """A figure with room for panels of `width` x `height` inches in all, and for its head."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    total = height + HEAD + 0.4
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - HEAD / total))
-    figure = Figure(figsize=(max(width + 0.4, NARROWEST), total), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _head(figure: "Figure", pair: ComparedVictims, title: str, note: str) -> None:
-    width, height = figure.get_figwidth(), figure.get_figheight()
-    figure.text(
-        0.06 / width,
-        1 - 0.08 / height,
-        f"{title}: the normal victim and '{pair.defense}'",
-        va="top",
-        fontsize=12,
-        weight="bold",
-        color=INK,
-    )
-    figure.text(0.06 / width, 1 - 0.34 / height, f"{pair.about}\n{note}", va="top", fontsize=9, color=QUIET)
+    head(figure, f"{title}: the undefended victim and '{pair.defense}'", pair.about, note)

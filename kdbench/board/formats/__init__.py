@@ -1,0 +1,1 @@
+"""The formats of a board: for a terminal, in Markdown, CSV, JSON and HTML."""
