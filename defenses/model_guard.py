@@ -54,9 +54,9 @@ class ModelGuardS(Defense):
         ask, quantiser = inference(model, ctx), Quantiser(float_safe(self.epsilon))
 
         def service(x: Tensor) -> Tensor:
-            z = ask(x)
-            top = z.argmax(dim=1, keepdim=True)
-            return keep_argmax(quantiser(clean_probabilities(z), top).log().to(z.dtype), top)
+            log_p = ask(x).log_softmax(dim=1)
+            top = log_p.argmax(dim=1, keepdim=True)
+            return keep_argmax(quantiser(clean_probabilities(log_p), top).log().to(log_p.dtype), top)
 
         return service
 

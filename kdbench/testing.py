@@ -89,14 +89,15 @@ def check_attack(attack: Attack) -> None:
     _check_value(attack, Attack)
     needs = getattr(type(attack), "needs", None)
     _require(isinstance(needs, Access), "an attack must say what it needs: needs: ClassVar[Access] = ...")
-    with _global_randomness_untouched("an attack"), tempfile.TemporaryDirectory() as folder:
-        whole = _run(attack, AttackRun(Path(folder) / "whole"))
-        again = _run(attack, AttackRun(Path(folder) / "again"))
+    with tempfile.TemporaryDirectory() as folder:
+        with _global_randomness_untouched("an attack"):
+            whole = _run(attack, AttackRun(Path(folder) / "whole"))
+            again = _run(attack, AttackRun(Path(folder) / "again"))
         reproduced = _same(whole.student, again.student)
         _require(reproduced, "steal must give the same weights for the same seed: draw from ctx.generator only")
         if attack.needs is Access.NOTHING:
             _require(whole.served == 0, "an attack that needs nothing must ask nothing")
-        else:
+        elif whole.served > 1:
             _check_budget(attack, whole, Path(folder))
         _check_interruptions(attack, whole, Path(folder))
 
@@ -253,10 +254,10 @@ def _check_budget(attack: Attack, whole: AttackRun, folder: Path) -> None:
     """With a budget of what it asked it does the same; with one answer less it is refused, or asks less."""
     exact = _run(attack, AttackRun(folder / "exact", whole.served))
     _require(_same(exact.student, whole.student), "a budget that suffices must not change the student")
-    short = AttackRun(folder / "short", max(0, whole.served - 1))
+    short = AttackRun(folder / "short", whole.served - 1)
     with suppress(KdbenchError):
         _run(attack, short)
-    _require(short.served <= max(0, whole.served - 1), "an attack gets no more answers than its budget")
+    _require(short.served <= whole.served - 1, "an attack gets no more answers than its budget")
 
 
 def _check_interruptions(attack: Attack, whole: AttackRun, folder: Path) -> None:

@@ -48,7 +48,13 @@ def attacker(attack: Attack, data: Split, epochs: int = EPOCHS, seed: int = 0) -
     """The context of an attacker with the images and the surrogate data that `attack` declares."""
     generator = torch.Generator().manual_seed(5)
     surrogate = torch.rand(100, *data.shape, generator=generator)
-    return replace(context(attack.data_subset().of(data), epochs, seed), surrogate=lambda _: surrogate)
+    return replace(context(images_of(attack, data), epochs, seed), surrogate=lambda _: surrogate)
+
+
+def images_of(attack: Attack, data: Split) -> Split:
+    """The images that `attack` uses, balanced even where the attacker does not know the labels."""
+    subset = attack.data_subset().of(blobs().train)
+    return subset if data.labelled else subset.without_labels()
 
 
 def steal(attack: Attack, data: Split, victim: nn.Module, scenario: Scenario, epochs: int = EPOCHS) -> nn.Module:
@@ -105,7 +111,7 @@ def test_of_an_undefended_victim_it_learns(name: str, labelled: bool, data: Spli
 @pytest.mark.parametrize("name", ONCE)
 def test_asking_once_costs_every_image_once(name: str, labelled: bool, data: Split, victim: nn.Module) -> None:
     attack = build(type(ATTACKS[name]), {**SMALL.get(name, {}), "queries": "once"}, name)
-    subset = attack.data_subset().of(data if labelled else data.without_labels())
+    subset = images_of(attack, data if labelled else data.without_labels())
     oracle = Oracle(truthful(victim), Scenario(), victim)
     attack.steal(oracle, context(subset, EPOCHS))
     assert oracle.answered == len(subset)

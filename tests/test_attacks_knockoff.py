@@ -200,9 +200,9 @@ def test_the_second_network_learns_each_batch_but_the_last_once(
 ) -> None:
     epochs: list[tuple[nn.Module, int, int]] = []
 
-    def watched(model: nn.Module, loss: Any, x: Tensor, target: Any, ctx: Context) -> None:
+    def watched(model: nn.Module, loss: Any, x: Tensor, target: Any, ctx: Context, name: str | None = None) -> None:
         epochs.append((model, len(x), ctx.recipe.epochs))
-        fit(model, loss, x, target, ctx)
+        fit(model, loss, x, target, ctx, name)
 
     monkeypatch.setattr("kdbench.attacks.knockoff.fit", watched)
     ctx, made = remembering(of(ADAPTIVE, data, patterns))
