@@ -72,17 +72,17 @@ class DFME(Attack):
                 f"dfme needs precision fp32, not {ctx.precision}: its small differences are lost in rounding."
             )
         rounds = self.rounds(oracle.left)  # of the whole attack run: a resumed one has not yet restored the query count
-        game, checkpoint = GeneratorStudentGame(self, oracle, ctx), ctx.checkpoint("game")
-        game.resume(checkpoint.load())
-        while game.rounds < rounds:
-            game.round(game.rounds / rounds)
-            ctx.log.progress(game.rounds / rounds, f"round {game.rounds}/{rounds}")
+        extraction, checkpoint = GeneratorStudentGame(self, oracle, ctx), ctx.checkpoint("rounds")
+        extraction.resume(checkpoint.load())
+        while extraction.rounds < rounds:
+            extraction.round(extraction.rounds / rounds)
+            ctx.log.progress(extraction.rounds / rounds, f"round {extraction.rounds}/{rounds}")
             if checkpoint.due():
-                checkpoint.save(game.state())
-        ctx.log.images("generated", game.images()[:64])
+                checkpoint.save(extraction.state())
+        ctx.log.images("generated", extraction.images()[:64])
         ctx.log("rounds", rounds)
-        ctx.log("disagreement", float(game.loss))
-        return game.student.eval()
+        ctx.log("disagreement", float(extraction.loss))
+        return extraction.student.eval()
 
     def data_subset(self) -> DataSubset:
         return DataSubset(fraction=0.0)

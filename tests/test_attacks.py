@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import accuracy, blobs, context, equal, taught, truthful
+from helpers import accuracy, blobs, context, equal, taught, undefended
 from kdbench import registry
 from kdbench.api import Access, Attack, Context, DataSubset, Oracle, Scenario, Split, predict_logits
 from kdbench.attacks.htc import HTC
@@ -58,7 +58,7 @@ def images_of(attack: Attack, data: Split) -> Split:
 
 
 def steal(attack: Attack, data: Split, victim: nn.Module, scenario: Scenario, epochs: int = EPOCHS) -> nn.Module:
-    return attack.steal(Oracle(truthful(victim), scenario, victim), attacker(attack, data, epochs))
+    return attack.steal(Oracle(undefended(victim), scenario, victim), attacker(attack, data, epochs))
 
 
 def test_every_attack_that_sees_no_more_than_labels_says_so() -> None:
@@ -112,7 +112,7 @@ def test_of_an_undefended_victim_it_learns(name: str, labelled: bool, data: Spli
 def test_asking_once_costs_every_image_once(name: str, labelled: bool, data: Split, victim: nn.Module) -> None:
     attack = build(type(ATTACKS[name]), {**SMALL.get(name, {}), "queries": "once"}, name)
     subset = images_of(attack, data if labelled else data.without_labels())
-    oracle = Oracle(truthful(victim), Scenario(), victim)
+    oracle = Oracle(undefended(victim), Scenario(), victim)
     attack.steal(oracle, context(subset, EPOCHS))
     assert oracle.answered == len(subset)
 
@@ -120,7 +120,7 @@ def test_asking_once_costs_every_image_once(name: str, labelled: bool, data: Spl
 @pytest.mark.parametrize("name", [name for name in ONCE if name not in ("denoise", "kd-grid")])
 def test_asking_about_augmentations_costs_every_image_in_every_epoch(name: str, data: Split, victim: nn.Module) -> None:
     attack = ATTACKS[name]
-    oracle = Oracle(truthful(victim), Scenario(), victim)
+    oracle = Oracle(undefended(victim), Scenario(), victim)
     attack.steal(oracle, attacker(attack, data))
     assert oracle.answered == EPOCHS * len(attack.data_subset().of(data))
 
@@ -128,7 +128,7 @@ def test_asking_about_augmentations_costs_every_image_in_every_epoch(name: str, 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_another_seed_gives_another_student(name: str, data: Split, victim: nn.Module) -> None:
     attack = ATTACKS[name]
-    oracle = Oracle(truthful(victim), Scenario(access=attack.needs), victim)
+    oracle = Oracle(undefended(victim), Scenario(access=attack.needs), victim)
     students = [attack.steal(oracle, attacker(attack, data, seed=seed)) for seed in (0, 1)]
     assert not equal(*students)
 
@@ -138,13 +138,13 @@ def test_another_seed_gives_another_student(name: str, data: Split, victim: nn.M
     [HTC(), SCM(models=("",)), Skeptical(delay=0.5), KDGrid(temperatures=(4.0, 1.0), alphas=(0.1,))],
     ids=lambda attack: type(attack).__name__,
 )
-def test_wrong_answers_that_mislead_kd_do_not_mislead_an_adaptive_attack(
+def test_wrong_answers_that_fool_kd_do_not_fool_an_adaptive_attack(
     attack: Attack, data: Split, victim: nn.Module
 ) -> None:
     def shifted(x: Tensor) -> Tensor:
-        return truthful(victim)(x).roll(1, dims=1)
+        return undefended(victim)(x).roll(1, dims=1)
 
     oracle = Oracle(shifted, Scenario(), victim)
-    misled, wary = (one.steal(oracle, context(data, epochs=20)) for one in (KD(), attack))
-    assert accuracy(misled, blobs().validation) < 0.1
+    fooled, wary = (one.steal(oracle, context(data, epochs=20)) for one in (KD(), attack))
+    assert accuracy(fooled, blobs().validation) < 0.1
     assert accuracy(wary, blobs().validation) > 0.9

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import S, T, blobs, context, equal, taught, truthful
+from helpers import S, T, blobs, context, equal, taught, undefended
 from kdbench.api import (
     Access,
     Attack,
@@ -48,7 +48,7 @@ def victim(data: Split) -> nn.Module:
 
 
 def oracle_on(model: nn.Module, access: Access = Access.WEIGHTS, budget: int | None = None) -> Oracle:
-    return Oracle(truthful(model), Scenario(access=access, budget=budget), model)
+    return Oracle(undefended(model), Scenario(access=access, budget=budget), model)
 
 
 def attacker(attack: Attack, data: Split, seed: int = 0) -> Context:
@@ -221,7 +221,7 @@ def test_the_inversion_leaves_the_victim_as_it_was(data: Split, victim: nn.Modul
             return handed[-1]
 
     handed: list[nn.Module] = []
-    ADAPTIVE.steal(Remembering(truthful(victim), Scenario(access=Access.WEIGHTS), victim), attacker(ADAPTIVE, data))
+    ADAPTIVE.steal(Remembering(undefended(victim), Scenario(access=Access.WEIGHTS), victim), attacker(ADAPTIVE, data))
     assert len(handed) == 1
     assert equal(handed[0], victim)
     assert hooks(handed[0]) == 0

@@ -252,7 +252,7 @@ def test_no_shadow_is_refused() -> None:
         Denoise(shadows=())
 
 
-def test_denoisers_in_company_learn_what_they_learn_alone(data: Split, victim: nn.Module) -> None:
+def test_denoisers_in_fused_training_learn_what_they_learn_alone(data: Split, victim: nn.Module) -> None:
     def steal(fused: FusedTraining | None, number: int, out: dict[int, Tensor]) -> None:
         ctx = replace(context(data, seed=number), engine=EngineHooks(inference, fused))
         out[number] = predict_logits(DENOISE.steal(oracle_on(victim), ctx), data.x)

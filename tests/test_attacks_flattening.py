@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import S, T, Y, accuracy, blobs, context, equal, remembering, taught, truthful
+from helpers import S, T, Y, accuracy, blobs, context, equal, remembering, taught, undefended
 from kdbench.api import (
     UNKNOWN,
     Access,
@@ -43,7 +43,7 @@ def inconsistent(model: nn.Module) -> Service:
     """Lies about two images of five, in ways that depend on the image."""
 
     def answer(x: Tensor) -> Tensor:
-        log_p = truthful(model)(x)
+        log_p = undefended(model)(x)
         turn = (x.flatten(1).sum(dim=1) * 1e4).long() % 5
         wrong = torch.stack([log_p.roll(shift, dims=1) for shift in (0, 0, 0, 1, 2)])
         return wrong[turn, torch.arange(len(x))]
@@ -52,7 +52,7 @@ def inconsistent(model: nn.Module) -> Service:
 
 
 def oracle_on(model: nn.Module, budget: int | None = None, access: Access = Access.TOPK, topk: int = 5) -> Oracle:
-    return Oracle(truthful(model), Scenario(access=access, topk=topk, budget=budget), model)
+    return Oracle(undefended(model), Scenario(access=access, topk=topk, budget=budget), model)
 
 
 def answering(service: Service, model: nn.Module) -> Oracle:
@@ -143,7 +143,7 @@ def test_the_ensemble_answers_the_mean_of_softened_probabilities() -> None:
 def test_each_model_contradicts_its_predecessor_and_knows_the_labels(data: Split, victim: nn.Module) -> None:
     def contradictions(omega: float) -> list[float]:
         attack = SCM(models=("", ""), omega=omega)
-        nets = [truthful(victim), *attack._sequence(oracle_on(victim), context(data, epochs=20))]
+        nets = [undefended(victim), *attack._sequence(oracle_on(victim), context(data, epochs=20))]
         z = [net(data.x) for net in nets]
         assert all((logits.argmax(dim=1) == data.y).float().mean() > 0.9 for logits in z)
         return [float(kl(soften(b, 4.0), (a / 4.0).log_softmax(dim=1))) for a, b in itertools.pairwise(z)]

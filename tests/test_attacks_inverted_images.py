@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import S, T, accuracy, blobs, context, taught, truthful
+from helpers import S, T, accuracy, blobs, context, taught, undefended
 from kdbench.api import (
     Access,
     Attack,
@@ -39,7 +39,7 @@ def victim(data: Split) -> nn.Module:
 
 
 def oracle_on(model: nn.Module, access: Access = Access.WEIGHTS, budget: int | None = None) -> Oracle:
-    return Oracle(truthful(model), Scenario(access=access, budget=budget), model)
+    return Oracle(undefended(model), Scenario(access=access, budget=budget), model)
 
 
 def attacker(attack: Attack, data: Split, seed: int = 0) -> Context:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import S, T, Y, accuracy, blobs, context, equal, remembering, taught, truthful
+from helpers import S, T, Y, accuracy, blobs, context, equal, remembering, taught, undefended
 from kdbench.api import (
     Access,
     Attack,
@@ -51,7 +51,7 @@ def victim(data: Split) -> nn.Module:
 
 
 def oracle_on(model: nn.Module, access: Access = Access.WEIGHTS, budget: int | None = None) -> Oracle:
-    return Oracle(truthful(model), Scenario(access=access, budget=budget), model)
+    return Oracle(undefended(model), Scenario(access=access, budget=budget), model)
 
 
 def attacker(attack: Attack, data: Split, seed: int = 0) -> Context:
@@ -169,7 +169,7 @@ def test_the_hard_label_attacker_is_blind_to_soft_values(data: Split, victim: nn
     def softer(x: Tensor) -> Tensor:
         return (predict_logits(victim, x) / 7).log_softmax(dim=1)
 
-    same, other = (Oracle(service, Scenario(), victim) for service in (truthful(victim), softer))
+    same, other = (Oracle(service, Scenario(), victim) for service in (undefended(victim), softer))
     assert equal(HardLabel().steal(same, context(data)), HardLabel().steal(other, context(data)))
     assert not equal(KD().steal(same, context(data)), KD().steal(other, context(data)))
 
@@ -178,7 +178,7 @@ def test_the_hard_label_attacker_learns_the_victims_labels_and_not_the_true_ones
     data: Split, victim: nn.Module
 ) -> None:
     def shifted(x: Tensor) -> Tensor:
-        return truthful(victim)(x).roll(1, dims=1)
+        return undefended(victim)(x).roll(1, dims=1)
 
     student = HardLabel().steal(Oracle(shifted, Scenario(), victim), context(data, epochs=10))
     assert accuracy(student, replace(data, y=(data.y + 1) % 3)) > 0.9

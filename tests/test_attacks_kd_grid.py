@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import accuracy, blobs, context, equal, taught, truthful
+from helpers import accuracy, blobs, context, equal, taught, undefended
 from kdbench.api import (
     Access,
     Attack,
@@ -46,11 +46,11 @@ def victim(data: Split) -> nn.Module:
 
 def shifted(model: nn.Module) -> Service:
     """Lies about every image, always in the same way."""
-    return lambda x: truthful(model)(x).roll(1, dims=1)
+    return lambda x: undefended(model)(x).roll(1, dims=1)
 
 
 def oracle_on(model: nn.Module, budget: int | None = None, access: Access = Access.TOPK, topk: int = 5) -> Oracle:
-    return Oracle(truthful(model), Scenario(access=access, topk=topk, budget=budget), model)
+    return Oracle(undefended(model), Scenario(access=access, topk=topk, budget=budget), model)
 
 
 def answering(service: Service, model: nn.Module) -> Oracle:
@@ -103,7 +103,7 @@ def test_without_labels_the_winner_agrees_with_the_oracle(data: Split, victim: n
     ctx = context(data.without_labels(), epochs=10)
     student = replace(GRID, queries="once").steal(answering(shifted(victim), victim), ctx)
     numbers = ctx.log.numbers
-    assert max(numbers[f"validation_T{T}_alpha1"] for T in (1, 4)) > 0.9  # though every answer is a lie
+    assert max(numbers[f"validation_T{T}_alpha1"] for T in (1, 4)) > 0.9  # though every answer is wrong
     assert accuracy(student, replace(data, y=(data.y + 1) % 3)) > 0.9
     assert numbers["chosen_alpha"] == 1.0
 

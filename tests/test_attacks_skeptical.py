@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import blobs, context, equal, taught, truthful
+from helpers import blobs, context, equal, taught, undefended
 from kdbench import registry
 from kdbench.api import (
     Access,
@@ -40,11 +40,11 @@ def victim(data: Split) -> nn.Module:
 
 def shifted(model: nn.Module) -> Service:
     """Lies about every image, always in the same way."""
-    return lambda x: truthful(model)(x).roll(1, dims=1)
+    return lambda x: undefended(model)(x).roll(1, dims=1)
 
 
 def oracle_on(model: nn.Module, budget: int | None = None, access: Access = Access.TOPK, topk: int = 5) -> Oracle:
-    return Oracle(truthful(model), Scenario(access=access, topk=topk, budget=budget), model)
+    return Oracle(undefended(model), Scenario(access=access, topk=topk, budget=budget), model)
 
 
 def lying(service: Service, model: nn.Module) -> Oracle:
@@ -157,15 +157,15 @@ def test_the_victim_is_not_believed_before_the_delay_is_over(delay: float, blind
 
 def test_a_skeptical_student_who_never_listens_is_deaf_to_the_victim(data: Split, victim: nn.Module) -> None:
     deaf = Skeptical(delay=1.0)
-    one, two = (deaf.steal(lying(s, victim), context(data)) for s in (truthful(victim), shifted(victim)))
+    one, two = (deaf.steal(lying(s, victim), context(data)) for s in (undefended(victim), shifted(victim)))
     assert equal(one, two)
     listening = (
-        replace(deaf, delay=0.0).steal(lying(s, victim), context(data)) for s in (truthful(victim), shifted(victim))
+        replace(deaf, delay=0.0).steal(lying(s, victim), context(data)) for s in (undefended(victim), shifted(victim))
     )
     assert not equal(*listening)
 
 
-def test_skeptical_students_in_company_learn_what_they_learn_alone(data: Split, victim: nn.Module) -> None:
+def test_skeptical_students_in_fused_training_learn_what_they_learn_alone(data: Split, victim: nn.Module) -> None:
     def steal(fused: FusedTraining | None, seed: int, out: dict[int, nn.Module]) -> None:
         out[seed] = Skeptical(delay=0.5).steal(
             oracle_on(victim), replace(context(data, seed=seed), engine=EngineHooks(inference, fused))

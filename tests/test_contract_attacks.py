@@ -177,10 +177,10 @@ class Forging(Lazy):
 
     def steal(self, oracle: Oracle, ctx: Context) -> nn.Module:
         cells = [cell.cell_contents for cell in oracle._count.__closure__ or ()]
-        [meter] = [found for found in cells if isinstance(found, QueryCounter)]
+        [counter] = [found for found in cells if isinstance(found, QueryCounter)]
         for _ in range(10):
             oracle(ctx.data.x[:7])
-            meter.answered = 0
+            counter.answered = 0
         return ctx.new_student()
 
 

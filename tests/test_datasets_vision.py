@@ -34,7 +34,7 @@ from kdbench.zoo.imagefolder import ImageFolder
 from kdbench.zoo.photos import Photos
 from kdbench.zoo.splitting import held_out, reduced, shared
 from kdbench.zoo.vision import CIFAR10, CIFAR10JPEG, CIFAR100, MNIST, SVHN, FashionMNIST, TinyImageNet, Vision
-from runs import DUEL, run
+from runs import ONE_CELL, run
 
 Bytes = NDArray[numpy.uint8]
 TRAIN, TEST = 60, 20  # images of the fakes
@@ -624,12 +624,12 @@ def test_what_is_the_same_everywhere_has_no_fingerprint(name: str, tmp_path: Pat
     assert registry.load("dataset", name)().fingerprint(tmp_path) == ""
 
 
-def test_a_suite_is_played_on_ones_own_images_and_anew_when_one_of_them_changes(
+def test_a_suite_runs_on_ones_own_images_and_anew_when_one_of_them_changes(
     tiny: Callable[..., Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders(tmp_path / "mine", {"train": 12, "test": 6}, shape=(8, 8, 3))
     monkeypatch.chdir(tmp_path)
-    suite = tiny({**DUEL, "dataset": {"name": "imagefolder:mine", "channels": 1}})
+    suite = tiny({**ONE_CELL, "dataset": {"name": "imagefolder:mine", "channels": 1}})
     [cell] = run(suite, tmp_path).values()
     assert (cell.status, cell.reason, cell.dataset, cell.classes) == (Status.DONE, "", "imagefolder:mine", 3)
     save(tmp_path / "mine" / "test" / "ant" / "0.png", images(8, 8, 3, seed=99))
@@ -785,7 +785,7 @@ def test_photos_are_the_same_each_time_and_others_with_another_seed(photos: Imag
         assert not torch.equal(one.x, different.x)
 
 
-def test_more_photos_are_judged_by_the_same(photos: Images) -> None:
+def test_more_photos_are_evaluated_on_the_same(photos: Images) -> None:
     more = Photos(images=600).load(Path())
     assert len(more.train) == 600
     assert torch.equal(more.test.x, photos.test.x)

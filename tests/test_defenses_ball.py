@@ -146,7 +146,7 @@ def test_an_answer_depends_on_its_logits_alone(defense: Defense, classes: int) -
 
 
 @pytest.mark.parametrize("defense", IMAGE_ALONE, ids=repr)
-def test_an_image_gets_its_answer_in_whatever_company(defense: Defense, victim: nn.Module, data: Split) -> None:
+def test_an_image_gets_its_answer_in_whatever_batch(defense: Defense, victim: nn.Module, data: Split) -> None:
     service = defense.serve(victim, context(data))
     together, order = service(data.x), torch.randperm(len(data), generator=generator(1))
     assert l1(service(data.x[order]).exp(), together[order].exp()).max() < 1e-4

@@ -111,7 +111,7 @@ def test_nasty_loss_is_cross_entropy_less_the_contradiction() -> None:
     near(Nasty(tau=4.0, omega=0.04).loss(S, (T, Y)), 1.459950758)
 
 
-def test_nasty_gradient_reaches_the_first_slot_of_the_divergence() -> None:
+def test_nasty_gradient_reaches_the_first_argument_of_the_divergence() -> None:
     z = S.clone().requires_grad_()
     near(gradient(Nasty(tau=4.0).contradiction(z, T), z), [[-0.553382, 0.310387, 0.096378, 0.146617]], digits=6)
 

@@ -73,8 +73,8 @@ def test_exposure_asks_for_uniform_answers_to_outliers() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (28, 28)])
 def test_outliers_are_the_images_with_their_bands_in_disorder(size: tuple[int, int], data: Split) -> None:
     x = torch.rand(300, 2, *size, generator=generator(8))
-    owner = context(replace(data, x=x, y=torch.zeros(300, dtype=torch.int64)))
-    foreign_images = outliers(owner)
+    ctx = context(replace(data, x=x, y=torch.zeros(300, dtype=torch.int64)))
+    foreign_images = outliers(ctx)
     for channel in (0, 1):
         assert torch.equal(foreign_images[:, channel].flatten(1).sort().values, x[:, channel].flatten(1).sort().values)
     assert (foreign_images != x).flatten(1).any(dim=1).float().mean() > 0.97
@@ -84,8 +84,8 @@ def test_outliers_are_the_images_with_their_bands_in_disorder(size: tuple[int, i
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 10)])
 def test_a_band_of_an_outlier_stays_whole(height: int, width: int, data: Split) -> None:
     numbered = torch.arange(height * width).reshape(1, 1, height, width).expand(50, -1, -1, -1)
-    owner = context(replace(data, x=numbered.float(), y=torch.zeros(50, dtype=torch.int64)))
-    foreign_images = outliers(owner)[:, 0].long()
+    ctx = context(replace(data, x=numbered.float(), y=torch.zeros(50, dtype=torch.int64)))
+    foreign_images = outliers(ctx)[:, 0].long()
     row, column = foreign_images // width, foreign_images % width
     assert (row == row[:, :, :1]).all()
     assert (column == column[:, :1, :]).all()
@@ -125,7 +125,7 @@ def test_exposure_makes_a_victim_doubt_outliers_and_keeps_the_labels(exposed: nn
     assert accuracy(exposed, test) >= accuracy(victim, test) - 0.02
 
 
-def test_the_public_is_told_the_truth_and_lies_go_to_foreign_imagesrs(exposed: nn.Module, data: Split) -> None:
+def test_ordinary_users_get_clean_answers_and_outliers_wrong_ones(exposed: nn.Module, data: Split) -> None:
     test = blobs().test
     foreign_images = outliers(context(test, seed=3))
     service = UNSURE.serve(exposed, context(data, epochs=EPOCHS))

@@ -59,7 +59,7 @@ def test_stingy_reveals_as_many_classes_as_the_paper(ratio: float, classes: int,
     assert Stingy(ratio=ratio).revealed(classes) == revealed
 
 
-def test_stingy_is_not_misled_by_the_rounding_of_the_ratio() -> None:
+def test_stingy_is_not_deceived_by_the_rounding_of_the_ratio() -> None:
     assert [Stingy(ratio=n / 100).revealed(100) for n in range(1, 101)] == list(range(1, 101))
 
 
