@@ -132,7 +132,7 @@ def test_a_dry_run_lists_each_stage_once_and_trains_nothing(runs: Runs) -> None:
     said = runs.plan.stdout
     assert runs.plan.returncode == 0, runs.plan.stderr
     assert len(rows(said)) == len(set(rows(said))) == STAGES
-    assert [row for row in rows(said) if row.startswith("cached")] == ["cached  data    read blobs"]
+    assert [row for row in rows(said) if row.startswith("cached")] == ["cached  data      read blobs"]
     assert f"6 cells, {STAGES} unique stages" in said
     assert f"{STAGES - 1} to do" in said
     assert "estimated time: " in said
@@ -228,7 +228,7 @@ def test_the_plots_are_drawn_again_where_they_were(runs: Runs) -> None:
 def test_the_status_says_how_far_a_run_is_and_what_it_cost(runs: Runs) -> None:
     result = invoke("status", str(runs.out))
     assert result.exit_code == 0
-    assert re.match(rf"stages: {STAGES} of {STAGES} done, .* of work\ncells: 6 done\n", result.output)
+    assert re.match(rf"stages: {STAGES} of {STAGES} done, .* of computing\ncells: 6 done\n", result.output)
 
 
 # What there is

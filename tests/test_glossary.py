@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
+from click.testing import CliRunner
 
 from kdbench import cli
 from kdbench.board import tables
@@ -47,8 +47,8 @@ def inside(value: object) -> list[Column[Any]]:
 
 def options() -> set[str]:
     """The options of all commands that help shows."""
-    commands = [cli.main, *cli.main.commands.values()]
-    texts = [click.Context(command).command.get_help(click.Context(command)) for command in commands]
+    commands = [[], *([name] for name in cli.main.commands)]
+    texts = [CliRunner().invoke(cli.main, [*command, "--help"]).output for command in commands]
     return {option for text in texts for option in re.findall(r"^ +(?:-\w, )?(--[\w-]+)", text, re.MULTILINE)}
 
 
