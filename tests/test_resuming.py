@@ -145,8 +145,8 @@ class Timing(Log):
         self.profiling = profiling
         self.timings: list[tuple[int, float, float | None]] = []
 
-    def timed(self, images: int, seconds: float, limit: float | None) -> None:
-        self.timings.append((images, seconds, limit))
+    def timed(self, images: int, seconds: float, bare: float | None) -> None:
+        self.timings.append((images, seconds, bare))
 
 
 def test_measuring_the_throughput_of_a_bare_loop_changes_no_weight(data: Split) -> None:
@@ -169,4 +169,4 @@ def test_measuring_the_throughput_of_a_bare_loop_changes_no_weight(data: Split) 
         assert isinstance(log, Timing)
         assert [images for images, _, _ in log.timings] == [3 * len(data)] * 2
         assert all(seconds > 0 for _, seconds, _ in log.timings)
-        assert all((limit is not None and limit > 0) == log.profiling for _, _, limit in log.timings)
+        assert all((bare is not None and bare > 0) == log.profiling for _, _, bare in log.timings)

@@ -13,7 +13,7 @@ import click
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from competing_students import ALPHA, Batches, Pictures, ResearchLoop, T, bare
+from loops import ALPHA, Batches, Pictures, ResearchLoop, T, bare
 from torch import Tensor, nn
 
 from kdbench import registry
@@ -30,7 +30,7 @@ Epoch = Callable[[], object]
 
 
 class Bench:
-    """The loops of one task on the same made-up images: what is on them does not change the arithmetic."""
+    """The loops of one task on the same made-up images: their content does not change the arithmetic."""
 
     def __init__(self, device: str, images: int, precision: Precision, compile_: bool) -> None:
         self.device, self.precision, self.compile = device, precision, compile_
@@ -46,7 +46,7 @@ class Bench:
         return network.to(self.device, memory_format=torch.channels_last)
 
     def context(self, compile_: bool = False) -> Context:
-        """A player's context, for one epoch."""
+        """A context for training one epoch."""
         recipe = Recipe(epochs=1, batch=BATCH, lr=0.01, crop=4, flip=True)
         generator = torch.Generator(self.device).manual_seed(0)
         make = lambda name=None: self.network(name or "resnet-18")  # noqa: E731
@@ -84,14 +84,14 @@ class Bench:
             return lambda: fit(model, loss, self.data.x, target, ctx)
 
         plain = self.network(student, 2).to(memory_format=torch.contiguous_format)
-        competing_student = copy_plain(victim)
+        teacher = channels_first(victim)
         pictures = Pictures(self.pixels, self.labels)
         loops: dict[str, Epoch] = {
             "kdbench": ours(False),
             "bare loop": bare(
                 self.network(student, 2), self._in_memory(), bare_loss, self.precision == "bf16", self.device
             ),
-            "research loop": ResearchLoop(plain, competing_student, pictures, 4, nasty, self.device),
+            "research loop": ResearchLoop(plain, teacher, pictures, 4, nasty, self.device),
         }
         return loops | ({"kdbench, compiled": ours(True)} if self.compile else {})
 
@@ -103,7 +103,7 @@ class Bench:
         ]
 
 
-def copy_plain(network: nn.Module | None) -> nn.Module | None:
+def channels_first(network: nn.Module | None) -> nn.Module | None:
     """The network as the research loop has it: channels first."""
     return None if network is None else network.to(memory_format=torch.contiguous_format)
 
@@ -165,7 +165,7 @@ def main(
         f"KD {network} -> {name}": rates(bench.distillation(network, name), images, rounds, device) for name in students
     }
     frame = pd.DataFrame(table).T
-    frame["share of the limit"] = frame["kdbench"] / frame["bare loop"]
+    frame["share of the bare loop"] = frame["kdbench"] / frame["bare loop"]
     frame["times the research loop"] = frame["kdbench"] / frame["research loop"]
     where = torch.cuda.get_device_name() if device == "cuda" else f"{device}, {os.cpu_count()} cores"
     print(f"{where}, torch {torch.__version__}, {precision}, batch {BATCH}, {images} images an epoch; images/s")

@@ -13,7 +13,7 @@ import click
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from competing_students import ALPHA, Pictures, ResearchLoop, T
+from loops import ALPHA, Pictures, ResearchLoop, T
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
@@ -22,7 +22,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from kdbench import registry
 from kdbench.api import Context, Log, Precision, Recipe, Split, fit, inference, predict_logits, seeded
 from kdbench.attacks.kd import kd_loss
-from kdbench.engine.stages import Standardise
+from kdbench.engine.models import Standardise
 from kdbench.training.loop import rate
 
 TEACHER, STUDENT = "preresnet-20", "cnn"
@@ -43,7 +43,7 @@ def split(x: Tensor, y: Tensor) -> Split:
     return Split(x, y, int(y.max()) + 1).to("cpu")
 
 
-class Contest:
+class Comparison:
     """One teacher, and students of it."""
 
     def __init__(self, folder: Path, images: int, epochs: int, teacher_epochs: int) -> None:
@@ -61,7 +61,7 @@ class Contest:
             return nn.Sequential(Standardise(mean, std), registry.load("model", name)((3, 32, 32), self.train.classes))
 
     def context(self, seed: int, precision: Precision, **changes: float) -> Context:
-        """A player with this recipe."""
+        """A context with this recipe."""
         draws = torch.Generator().manual_seed(seed)
         make = lambda name=None: self.network(name or STUDENT, seed)  # noqa: E731
         ctx = Context(self.train, self.recipe, "cpu", seed, make, draws, Log(), precision)
@@ -92,7 +92,7 @@ class Contest:
 
 
 def interval(values: pd.Series) -> str:
-    """Mean and half of the 95 % t interval, in per cent."""
+    """Mean and half the width of the 95 % t interval, in per cent."""
     half_width = student_t.ppf(0.975, len(values) - 1) * values.std() / len(values) ** 0.5
     return f"{100 * values.mean():.2f} +- {100 * half_width:.2f}"
 
@@ -101,9 +101,9 @@ def report(table: pd.DataFrame) -> list[str]:
     """Accuracies, and differences from the research loop by seed."""
     wide = table.pivot(index="seed", columns="engine", values="accuracy")
     lines = [f"{engine}: {interval(wide[engine])} %, n = {len(wide)}" for engine in wide]
-    competing_student = wide["research loop"]
+    research = wide["research loop"]
     return lines + [
-        f"{engine} - research loop: {interval(wide[engine] - competing_student)} points"
+        f"{engine} - research loop: {interval(wide[engine] - research)} points"
         for engine in wide
         if engine != "research loop"
     ]
@@ -118,13 +118,13 @@ def report(table: pd.DataFrame) -> list[str]:
 @click.option("--seeds", default=5, show_default=True)
 def main(folder: Path, out: Path, images: int, epochs: int, teacher_epochs: int, seeds: int) -> None:
     """Train what is missing, then say how the engines compare."""
-    contest = Contest(folder, images, epochs, teacher_epochs)
+    comparison = Comparison(folder, images, epochs, teacher_epochs)
     rows = pd.read_csv(out).to_dict("records") if out.exists() else []
     done = {(row["engine"], row["seed"]) for row in rows}
     for seed in range(seeds):
         for engine in ENGINES:
             if (engine, seed) not in done:
-                rows.append({"engine": engine, "seed": seed, "accuracy": contest.accuracy(engine, seed)})
+                rows.append({"engine": engine, "seed": seed, "accuracy": comparison.accuracy(engine, seed)})
                 pd.DataFrame(rows).to_csv(out, index=False)
                 print(rows[-1], flush=True)
     print("\n".join(report(pd.DataFrame(rows))))

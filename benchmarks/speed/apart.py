@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-from kdbench.engine.executors.local import ENVIRONMENT
+from kdbench.engine.numerics import ENVIRONMENT
 
 # How a worker of kdbench keeps large blocks of memory; the usual research loop leaves the allocator as it is.
 OURS = {name: value for name, value in ENVIRONMENT.items() if name.startswith("MALLOC")}

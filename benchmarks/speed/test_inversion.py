@@ -16,9 +16,9 @@ from timing import take_turns
 from torch import nn
 
 from kdbench import registry
-from kdbench.api import Context, Log, Precision, Recipe, Split, autocast, seeded
+from kdbench.api import Context, Log, Precision, Recipe, Split, forward, seeded
 from kdbench.attacks._features import Features
-from kdbench.attacks.deep_inversion import DeepInversion, Judge
+from kdbench.attacks.deep_inversion import DeepInversion, Objective
 
 ROUNDS = 5
 
@@ -29,9 +29,9 @@ def _threads() -> None:
 
 
 def context(shape: tuple[int, int, int], precision: Precision) -> Context:
-    nobody = Split(torch.empty(0, *shape), torch.empty(0, dtype=torch.long), 10)
+    none = Split(torch.empty(0, *shape), torch.empty(0, dtype=torch.long), 10)
     draws = torch.Generator().manual_seed(0)
-    return Context(nobody, Recipe(), "cpu", 0, lambda name=None: nn.Identity(), draws, Log(), precision)
+    return Context(none, Recipe(), "cpu", 0, lambda name=None: nn.Identity(), draws, Log(), precision)
 
 
 def victim(name: str, shape: tuple[int, int, int]) -> nn.Module:
@@ -47,9 +47,8 @@ def bare(network: nn.Module, attack: DeepInversion, ctx: Context) -> Callable[[]
         u = torch.randn(attack.batch, *ctx.data.shape).clamp_(-2, 2).requires_grad_()
         adam = torch.optim.Adam([u], attack.lr, fused=True)
         for _ in range(attack.iterations):
-            with autocast(ctx):
-                z = network(0.5 + 0.25 * u)
-            (u.grad,) = torch.autograd.grad(F.cross_entropy(z.float(), y), u)
+            z = forward(network, 0.5 + 0.25 * u, ctx)
+            (u.grad,) = torch.autograd.grad(F.cross_entropy(z, y), u)
             adam.step()
 
     return iterations
@@ -58,7 +57,7 @@ def bare(network: nn.Module, attack: DeepInversion, ctx: Context) -> Callable[[]
 def inversion(network: nn.Module, attack: DeepInversion, ctx: Context) -> Callable[[], None]:
     def iterations() -> None:
         with Features(network) as features:
-            attack._invert(0, Judge(attack, features, None, ctx), ctx)
+            attack._invert(0, Objective(attack, features, None, ctx), ctx)
 
     return iterations
 

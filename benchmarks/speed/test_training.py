@@ -1,7 +1,7 @@
-"""The training engine against its limit and against the usual research loop, as ratios within one run.
+"""Training against a bare loop and against the usual research loop, as ratios within one run.
 
 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 pytest benchmarks/speed/test_training.py \
-    --benchmark-enable -s      (ten minutes; as many threads as cores, the allocator for limits as in a worker)
+    --benchmark-enable -s      (ten minutes; as many threads as cores, the allocator as in a worker)
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from apart import OURS, Apart
-from competing_students import ALPHA, Pictures, ResearchLoop, T, bare
+from loops import ALPHA, Pictures, ResearchLoop, T, bare
 from pytest_benchmark.fixture import BenchmarkFixture
 from timing import take_turns
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from kdbench.training.augmentation import augmented
 THREADS = os.cpu_count() or 1
 PAIRS = [("resnet-18", "cnn"), ("preresnet-20", "preresnet-20")]
 ROUNDS = 5
-RACE = 2048  # images of an epoch of the races
+COMPARED = 2048  # images of an epoch, where loops run in processes of their own
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def network(name: str, seed: int) -> nn.Module:
 
 
 def pixels(count: int) -> tuple[Tensor, Tensor]:
-    """Bytes (N,3,32,32) and labels: the arithmetic does not care what is on the images."""
+    """Bytes (N,3,32,32) and labels: the content of the images does not change the arithmetic."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
     return images, torch.randint(10, (count,), generator=generator)
@@ -67,7 +67,7 @@ def record(benchmark: BenchmarkFixture, times: dict[str, float], images: int, ou
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
-def test_distillation_is_near_the_limit(
+def test_distillation_is_near_the_bare_loop(
     benchmark: BenchmarkFixture, teacher: str, student: str, precision: Precision
 ) -> None:
     """At most 1.05 times forward, backward and step of the same modules on batches in memory."""
@@ -92,7 +92,7 @@ def test_distillation_is_near_the_limit(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nasty_training_is_near_the_limit(benchmark: BenchmarkFixture, precision: Precision) -> None:
+def test_nasty_training_is_near_the_bare_loop(benchmark: BenchmarkFixture, precision: Precision) -> None:
     images, y = pixels(2048)
     data = Split(images, y, 10).to("cpu")
     ctx = context(data, precision, "preresnet-20")
@@ -114,8 +114,8 @@ def test_nasty_training_is_near_the_limit(benchmark: BenchmarkFixture, precision
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_plain_training_is_near_the_limit(benchmark: BenchmarkFixture, precision: Precision) -> None:
-    """Three epochs, for images are laid out once a fit: of a real one that is a small part."""
+def test_plain_training_is_near_the_bare_loop(benchmark: BenchmarkFixture, precision: Precision) -> None:
+    """Three epochs, for images are padded once a fit: of a real fit that is a small part."""
     images, y = pixels(4096)
     data = Split(images, y, 10).to("cpu")
     ctx = context(data, precision, "cnn").training(epochs=3)
@@ -139,24 +139,24 @@ def test_distillation_is_ahead_of_the_research_loop(
     benchmark: BenchmarkFixture, precision: Precision, shipped: float, best: float
 ) -> None:
     """ResNet-18 -> plain CNN, against the loop with 4 loader workers as shipped and with its best number of workers."""
-    competing_students = {f"workers {n}": Apart({}, research_loop, n, RACE) for n in (0, 1, 2, 4)}
-    ours = Apart(OURS, distillation, precision, RACE, False)
-    times = race(benchmark, {"kdbench": ours, **competing_students}, RACE)
+    research = {f"workers {n}": Apart({}, research_loop, n, COMPARED) for n in (0, 1, 2, 4)}
+    ours = Apart(OURS, distillation, precision, COMPARED, False)
+    times = compare(benchmark, {"kdbench": ours, **research}, COMPARED)
     assert times["workers 4"] >= shipped * times["kdbench"]
-    assert min(times[name] for name in competing_students) >= best * times["kdbench"]
+    assert min(times[name] for name in research) >= best * times["kdbench"]
 
 
 def test_answers_that_are_kept_make_a_student_epoch_cheap(benchmark: BenchmarkFixture) -> None:
     """ResNet-18 -> plain CNN with the answers asked once: at least 25 times the research loop as shipped."""
     candidates = {
-        "kdbench": Apart(OURS, distillation, "bf16", RACE, True),
-        "workers 4": Apart({}, research_loop, 4, RACE),
+        "kdbench": Apart(OURS, distillation, "bf16", COMPARED, True),
+        "workers 4": Apart({}, research_loop, 4, COMPARED),
     }
-    times = race(benchmark, candidates, RACE)
+    times = compare(benchmark, candidates, COMPARED)
     assert times["workers 4"] >= 25 * times["kdbench"]
 
 
-def race(benchmark: BenchmarkFixture, candidates: dict[str, Apart], images: int) -> dict[str, float]:
+def compare(benchmark: BenchmarkFixture, candidates: dict[str, Apart], images: int) -> dict[str, float]:
     """Seconds of an epoch of each, taken in turns."""
     try:
         times = take_turns(candidates, 2)

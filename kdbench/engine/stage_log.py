@@ -72,9 +72,9 @@ class StageLog(Log):
         if self.stop and not self.resumable:
             raise Stopped
 
-    def timed(self, images: int, seconds: float, limit: float | None) -> None:
+    def timed(self, images: int, seconds: float, bare: float | None) -> None:
         """Count a training; a resumed stage counts what this attempt did."""
-        self.throughput = self.throughput.add(images, seconds, limit)
+        self.throughput = self.throughput.add(images, seconds, bare)
 
     def checkpoint(self, name: str) -> Checkpoint:
         """The checkpoint of that name, a file of the stage's folder.

@@ -79,10 +79,10 @@ class Log:
     def progress(self, share: float, text: str) -> None:
         """Report how much of the current computation is done, from 0 to 1."""
 
-    def timed(self, images: int, seconds: float, limit: float | None) -> None:
+    def timed(self, images: int, seconds: float, bare: float | None) -> None:
         """Count a training that took so many `seconds` for so many `images`.
 
-        limit: images/s of a bare loop of forward, backward and step of the same modules, where it was measured.
+        bare: images/s of a bare loop of forward, backward and step of the same modules, where it was measured.
         """
 
     def checkpoint(self, name: str) -> Checkpoint:
