@@ -280,7 +280,7 @@ def _lines(folder: Path) -> Iterator[tuple[bytes, str]]:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 yield line, f"{path}, line {number}"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise KdbenchError(f"{path} cannot be read: {error.strerror}.") from None

@@ -22,7 +22,7 @@ from kdbench.runs.machine import choose_device
 
 
 @dataclass(frozen=True)
-class ServedVictim:
+class OpenedVictim:
     """A victim behind a defense: the stage that has its network, the network, and its service."""
 
     name: str
@@ -84,11 +84,11 @@ class OpenedRun:
         cell = self.cells[0]
         return f"{cell.dataset}, victim {cell.victim}, seed {self.seed}"
 
-    def undefended(self) -> ServedVictim:
+    def undefended(self) -> OpenedVictim:
         """The victim without a defense."""
         return self._victim(self.reference)
 
-    def defended(self) -> Iterator[ServedVictim]:
+    def defended(self) -> Iterator[OpenedVictim]:
         """The others by their names, one after another."""
         yield from map(self._victim, sorted({c.defense.name for c in self.attacked if c.defense} - {self.reference}))
 
@@ -114,7 +114,7 @@ class OpenedRun:
         assert isinstance(spec, EvaluateSpec)
         return spec
 
-    def _victim(self, defense: str) -> ServedVictim:
+    def _victim(self, defense: str) -> OpenedVictim:
         spec = self._evaluation(defense)
         assert spec.victim is not None
         self.manifest(spec.victim.key)
@@ -123,7 +123,7 @@ class OpenedRun:
         service, network = opened
         if network is None:
             raise KdbenchError(f"The victim behind '{defense}' has no network here that could be drawn.")
-        return ServedVictim(defense, spec.victim.key, network, service)
+        return OpenedVictim(defense, spec.victim.key, network, service)
 
     @cached_property
     def _workspace(self) -> Workspace:
