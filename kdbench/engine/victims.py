@@ -73,19 +73,21 @@ def open_service(spec: VictimSpec, numerics: Numerics, workspace: Workspace, dat
     role: who asks, so that no question of the attacker changes the answers that are measured.
     """
     server = Participant(workspace, role, data, spec.training, numerics, spec.seed)
+    # Made here, also where a service is shared: checkpoints hold the same generators whichever stage opened it.
+    ctx = server.context
     defense = spec.defense.make("defense", Defense) if spec.defense else Defense()
     workspace.stage_log.resumable &= not defense.stateful  # what such a service remembers is in no checkpoint
     if workspace.fused_stages is None or defense.stateful:
-        return _open(spec, defense, server)
+        return _open(spec, defense, server, ctx)
     services = workspace.fused_stages.services
     if (spec.digest, role) not in services:
-        service, model = _open(spec, defense, server)
+        service, model = _open(spec, defense, server, ctx)
         services[spec.digest, role] = LastAnswerCache(service), model
     return services[spec.digest, role]
 
 
-def _open(spec: VictimSpec, defense: Defense, server: Participant) -> Opened:
-    victim, ctx = spec.victim.make("victim", Victim), server.context
+def _open(spec: VictimSpec, defense: Defense, server: Participant, ctx: Context) -> Opened:
+    victim = spec.victim.make("victim", Victim)
     model = server.load(spec.key).requires_grad_(False) if victim.has_model else None
     if spec.auxiliary:
         ctx = replace(ctx, auxiliary=server.load(spec.auxiliary).eval().requires_grad_(False))
