@@ -16,7 +16,7 @@ from kdbench.runs import prediction_file
 def test_labels_are_kept_in_the_smallest_type_and_read_by_safetensors(classes: int, kind: type, tmp_path: Path) -> None:
     truth = np.array([0, classes - 1, 1])
     save_file({"test": truth[::-1].copy(), "validation": np.array([0])}, tmp_path / "stage.safetensors")
-    path = prediction_file.write(truth, classes, {"a--b/test": tmp_path / "stage.safetensors"}, tmp_path)
+    path = prediction_file.write(truth, classes, ["a--b/test"], lambda _: tmp_path / "stage.safetensors", tmp_path)
     found = load_file(path)
     assert found.keys() == {"truth/test", "a--b/test"}
     assert {labels.dtype for labels in found.values()} == {np.dtype(kind)}
@@ -30,7 +30,7 @@ def test_accuracies_and_fidelity_are_shares_of_the_test_images(tmp_path: Path) -
         save_file({"test": np.array(predicted)}, tmp_path / f"{name}.safetensors")
     names = prediction_file.student_name(CELL.name), prediction_file.victim_name("mine", 0)
     files = {names[0]: tmp_path / "student.safetensors", names[1]: tmp_path / "victim.safetensors"}
-    prediction_file.write(np.array([0, 1, 2, 0]), 3, files, tmp_path)
+    prediction_file.write(np.array([0, 1, 2, 0]), 3, list(files), lambda name: files[name], tmp_path)
     found = prediction_file.recompute([CELL, replace(CELL, seed=7)], tmp_path)
     assert found == {CELL.name: {"student_acc": 0.5, "victim_acc": 0.5, "fidelity": 0.75}}
 

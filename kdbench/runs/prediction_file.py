@@ -4,7 +4,7 @@ Accuracy and fidelity are functions of them, so that every such number on a boar
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,18 +36,18 @@ def victim_name(defense: str, seed: int) -> str:
     return f"victim/{defense}/{seed}"
 
 
-def write(truth: Labels, classes: int, files: Mapping[str, Path], folder: Path) -> Path:
-    """Write the true test labels (N,) and those in `files`, one after another: only one of them is in memory.
+def write(truth: Labels, classes: int, names: Sequence[str], file_of: Callable[[str], Path], folder: Path) -> Path:
+    """Write the true test labels (N,) and those of `names`, one after another: only one of them is in memory.
 
-    files: the file that a stage left, by the name of its test predictions in this folder.
+    file_of: the file that a stage left, by the name of its test predictions in this folder.
     """
     code = _smallest(classes)
     with replacing(folder / FILE) as file:
-        file.write(_header([TRUTH, *files], len(truth), code))
+        file.write(_header([TRUTH, *names], len(truth), code))
         file.write(_packed(truth, code))
-        for path in files.values():
-            labels = read(path, TEST)
-            assert len(labels) == len(truth), f"{path} has {len(labels)} predictions for {len(truth)} test images"
+        for name in names:
+            labels = read(file_of(name), TEST)
+            assert len(labels) == len(truth), f"{name} has {len(labels)} predictions for {len(truth)} test images"
             file.write(_packed(labels, code))
     return folder / FILE
 
@@ -64,11 +64,11 @@ def _packed(labels: Labels, code: str) -> bytes:
 def _header(names: Iterable[str], count: int, code: str) -> bytes:
     """The head of a safetensors file of equally long vectors: its length, then JSON, filled up to 8 bytes."""
     size = count * np.dtype(_TYPES[code]).itemsize
-    entries = {
-        name: {"dtype": code, "shape": [count], "data_offsets": [number * size, (number + 1) * size]}
-        for number, name in enumerate(names)
-    }
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = bytearray(b"{")
+    for number, name in enumerate(names):  # piece by piece: a long run has many
+        entry = {"dtype": code, "shape": [count], "data_offsets": [number * size, (number + 1) * size]}
+        text += f"{',' if number else ''}{json.dumps(name)}:{json.dumps(entry)}".encode()
+    text += b"}"
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

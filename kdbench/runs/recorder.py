@@ -130,8 +130,11 @@ class Recorder:
     def _write_predictions(self, kept: Mapping[str, str]) -> None:
         """kept: the stage that has predictions, by their name in the results folder."""
         truth = prediction_file.read(self._store.path(self._data) / TENSORS, f"{prediction_file.TEST}.y")
-        files = {name: self._store.path(key) / PREDICTIONS for name, key in sorted(kept.items())}
-        prediction_file.write(truth, self._classes, files, self._out)
+
+        def file_of(name: str) -> Path:
+            return self._store.path(kept[name]) / PREDICTIONS
+
+        prediction_file.write(truth, self._classes, sorted(kept), file_of, self._out)
 
 
 def _predicted(cell: Cell) -> Iterator[tuple[str, str]]:
