@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_up_cells import ended, files, matrix, only, over_seeds, write_cells
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
@@ -15,15 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from numpy.typing import ArrayLike
-from test_board import ended, files, matrix, only, over_seeds, write_all_cells
 
 from kdbench.board import report
+from kdbench.board.drawing.drawing import Plot
 from kdbench.board.intervals import Estimate, estimate
-from kdbench.board.plots import curves, figures
-from kdbench.board.plots import drawing as plots
-from kdbench.board.plots.drawing import Plot
+from kdbench.board.plots import curves, drawing
+from kdbench.board.plots.style import STYLE
+from kdbench.board.studies import Studies
 from kdbench.board.sweeps import sweeps
-from kdbench.records import Cell, MethodRecord, Status
+from kdbench.records import AttackRecord, Cell, DefenseRecord, MethodRecord, Status
 from kdbench.runs.network_figures import FIGURES
 
 SERVED = [0.94, 0.95, 0.96]
@@ -39,14 +40,16 @@ def player(method: str, **fields: Any) -> MethodRecord:
 
 def attack_runs(defense: MethodRecord, attack: MethodRecord, accs: Iterable[float], **changes: Any) -> list[Cell]:
     """One cell a seed."""
+    against = DefenseRecord(**vars(defense), is_reference=defense.method == "none")
+    by = AttackRecord(**vars(attack))
     cells = over_seeds(defense.name, attack.name, accs, **changes)
-    return [replace(cell, defense=defense, attack=attack) for cell in cells]
+    return [replace(cell, defense=against, attack=by) for cell in cells]
 
 
 def robust(strength: float) -> dict[str, float]:
     return {
-        "victim_adv_fgsm": 0.5 + 0.01 * strength,
-        "victim_adv_pgd": 0.3 + 0.02 * strength,
+        "victim_robust_fgsm": 0.5 + 0.01 * strength,
+        "victim_robust_pgd": 0.3 + 0.02 * strength,
         "victim_cw_l2": 0.8 + 0.1 * strength,
         "victim_sensitivity": 0.05 - 0.001 * strength,
     }
@@ -86,7 +89,7 @@ def attackers() -> list[Cell]:
 
 
 def asking() -> list[Cell]:
-    """Five thieves who ask ever more; the third is beaten with fewer questions, the fourth with as many."""
+    """Five attackers who ask ever more; the third is beaten with fewer questions, the fourth with as many."""
     said = {"a": (100, 0.5), "b": (1000, 0.7), "c": (2000, 0.6), "d": (5000, 0.75), "e": (5000, 0.8), "f": (0, 0.9)}
     return [
         cell
@@ -110,8 +113,8 @@ def sizes() -> list[Cell]:
 
 def drawn(cells: Iterable[Cell], name: str) -> Figure:
     """The figure of that name, as it is drawn."""
-    [plot] = [plot for plot in plots.plots(cells) if plot.name == name]
-    with style.context(["default", figures.STYLE]):
+    [plot] = [plot for plot in drawing.plots(Studies.of(cells)) if plot.name == name]
+    with style.context(["default", STYLE]):
         return plot.figure()
 
 
@@ -175,14 +178,14 @@ def test_of_two_fields_the_one_with_more_values_is_the_axis() -> None:
     assert swept.values == [1.0, 4.0, 20.0]
     assert swept.others == [0.1, 0.9]
     assert swept.name == "kd-temperature"
-    assert swept.players[4.0, 0.1] == player("kd", alpha=0.1, temperature=4.0)
+    assert swept.methods[4.0, 0.1] == player("kd", alpha=0.1, temperature=4.0)
 
 
 def test_two_fields_that_vary_together_are_one_axis() -> None:
     players = [player("kd", temperature=t, lr=0.1 * t) for t in (20.0, 1.0, 4.0)]
     [swept] = sweeps("attack", players)
     assert (swept.field, swept.others) == ("temperature", [None])
-    assert list(swept.players) == [(t, None) for t in (20.0, 1.0, 4.0)]
+    assert list(swept.methods) == [(t, None) for t in (20.0, 1.0, 4.0)]
 
 
 def test_none_and_three_fields_that_vary_are_no_sweep() -> None:
@@ -213,8 +216,8 @@ def test_players_that_would_share_a_place_are_no_sweep() -> None:
 
 def test_a_hole_in_a_grid_is_no_value() -> None:
     [swept] = sweeps("attack", [player("kd", T=T, alpha=a) for T, a in ((1, 0.1), (2, 0.1), (3, 0.1), (3, 0.9))])
-    assert swept.along(0.1, lambda label: Estimate(0.5, None, 1)) == [Estimate(0.5, None, 1)] * 3
-    assert swept.along(0.9, lambda label: Estimate(0.5, None, 1)) == [None, None, Estimate(0.5, None, 1)]
+    assert swept.along(0.1, lambda name: Estimate(0.5, None, 1)) == [Estimate(0.5, None, 1)] * 3
+    assert swept.along(0.9, lambda name: Estimate(0.5, None, 1)) == [None, None, Estimate(0.5, None, 1)]
 
 
 @pytest.mark.parametrize(
@@ -230,24 +233,24 @@ def test_a_hole_in_a_grid_is_no_value() -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_curves_are_offered_by_name_where_there_is_one(cells: Any, names: list[str]) -> None:
-    rest = ("stolen-accuracy", "protection", "trade-off", "adversarial-accuracy", "transfer")
-    assert [plot.name for plot in plots.plots(cells()) if not plot.name.startswith(rest)] == names
+    rest = ("student-accuracy", "protection", "trade-off", "adversarial-accuracy", "transfer")
+    assert [plot.name for plot in drawing.plots(Studies.of(cells())) if not plot.name.startswith(rest)] == names
 
 
 def test_each_student_has_curves_of_its_own() -> None:
     cells = omegas() + [replace(cell, student="zoo:tiny") for cell in omegas()]
-    assert {"nasty-omega-small", "nasty-omega-zoo-tiny"} <= {plot.name for plot in plots.plots(cells)}
+    assert {"nasty-omega-small", "nasty-omega-zoo-tiny"} <= {plot.name for plot in drawing.plots(Studies.of(cells))}
 
 
 def test_a_sweep_that_failed_as_a_whole_is_not_offered() -> None:
     failed = [ended([c], Status.FAILED, "diverged")[0] if c.defense and c.defense.fields else c for c in omegas()]
-    assert "nasty-omega" not in [plot.name for plot in plots.plots(failed)]
+    assert "nasty-omega" not in [plot.name for plot in drawing.plots(Studies.of(failed))]
 
 
 def test_along_one_field_of_a_defense_stand_what_is_served_and_each_theft() -> None:
     cells, figure = omegas(), drawn(omegas(), "nasty-omega")
     served, stolen = panels(figure).values()
-    assert list(panels(figure)) == ["Accuracy as served (%)", "Stolen accuracy (%)"]
+    assert list(panels(figure)) == ["Accuracy as served (%)", "Student accuracy (%)"]
     assert ticks(served) == ticks(stolen) == ["0.004", "0.01", "0.04", "0.1"]
     assert ys(served, "victim") == pytest.approx([94, 95, 96, 94])
     found = only(cells)
@@ -255,7 +258,7 @@ def test_along_one_field_of_a_defense_stand_what_is_served_and_each_theft() -> N
         labels = [f"nasty+omega-{omega}+tau-4.0" for omega in OMEGAS]
         expected = [found.pairings[label, attack].mean("student_acc") for label in labels]
         assert ys(stolen, attack) == percent(expected)
-    assert legend(figure) == ["victim", "hard-label", "kd", "none", "no victim"]
+    assert legend(figure) == ["victim", "hard-label", "kd", "undefended", "no-query baseline"]
 
 
 def test_bars_are_intervals_and_what_does_not_vary_is_dashed_and_has_a_band() -> None:
@@ -265,7 +268,7 @@ def test_bars_are_intervals_and_what_does_not_vary_is_dashed_and_has_a_band() ->
     assert last is not None
     assert last.half_width is not None
     assert upper.get_segments()[-1][:, 1] == pytest.approx([100 * last.low, 100 * last.high])
-    for ax, label, value in ((served, "none", 97.0), (stolen, "no victim", 81.0)):
+    for ax, label, value in ((served, "undefended", 97.0), (stolen, "no-query baseline", 81.0)):
         line = plain_lines(ax)[label]
         assert line.is_dashed()
         assert ys(ax, label) == pytest.approx([value] * len(OMEGAS))
@@ -293,17 +296,17 @@ def test_two_fields_of_a_defense_make_a_line_for_each_value_of_the_second() -> N
     found = panels(figure)
     assert list(found) == [
         "Accuracy as served (%)",
-        "Stolen accuracy, best response (%)",
+        "Student accuracy, strongest attack (%)",
         "Accuracy under FGSM (%)",
         "Accuracy under PGD (%)",
         "Sensitivity of the victim",
         "C&W L2 of the victim",
     ]
     assert all(ticks(ax) == ["1", "4", "20"] for ax in found.values())
-    assert legend(figure) == ["distillations 1", "distillations 2", "none"]
-    assert ys(found["Stolen accuracy, best response (%)"], "distillations 2") == pytest.approx([89.0] * 3)
+    assert legend(figure) == ["distillations 1", "distillations 2", "undefended"]
+    assert ys(found["Student accuracy, strongest attack (%)"], "distillations 2") == pytest.approx([89.0] * 3)
     assert ys(found["Accuracy under PGD (%)"], "distillations 2") == pytest.approx([34, 46, 110])
-    assert ys(found["Accuracy under PGD (%)"], "none") == pytest.approx([30.0] * 3)
+    assert ys(found["Accuracy under PGD (%)"], "undefended") == pytest.approx([30.0] * 3)
     assert ys(found["C&W L2 of the victim"], "distillations 1") == pytest.approx([0.9, 1.2, 2.8])
     assert ys(found["Sensitivity of the victim"], "distillations 1") == pytest.approx([0.049, 0.046, 0.03])
 
@@ -311,28 +314,28 @@ def test_two_fields_of_a_defense_make_a_line_for_each_value_of_the_second() -> N
 def test_along_two_fields_of_an_attack_there_is_a_panel_for_each_value_of_the_second() -> None:
     figure = drawn(attackers(), "kd-temperature")
     found = panels(figure)
-    assert list(found) == ["Stolen accuracy (%), alpha 0.1", "Stolen accuracy (%), alpha 0.9"]
-    assert legend(figure) == ["none", "nasty", "no victim, same data"]
+    assert list(found) == ["Student accuracy (%), alpha 0.1", "Student accuracy (%), alpha 0.9"]
+    assert legend(figure) == ["none", "nasty", "no-query baseline, same data"]
     for alpha, ax in zip((0.1, 0.9), found.values(), strict=True):
         assert ticks(ax) == ["1", "4", "20"]
         assert ys(ax, "nasty") == pytest.approx([100 * (0.81 - 0.001 * T * alpha) for T in (1, 4, 20)])
-        assert ys(ax, "no victim, same data") == pytest.approx([81.0] * 3)
-        assert plain_lines(ax)["no victim, same data"].is_dashed()
+        assert ys(ax, "no-query baseline, same data") == pytest.approx([81.0] * 3)
+        assert plain_lines(ax)["no-query baseline, same data"].is_dashed()
     assert len({ax.get_ylim() for ax in found.values()}) == 1, "what is the same measure has the same scale"
 
 
 def test_a_hole_in_the_numbers_leaves_its_neighbours_in_their_places() -> None:
     gone = player("kd", temperature=4.0, alpha=0.1).name
     cells = [ended([c], Status.FAILED, "diverged")[0] if c.attack.name == gone else c for c in attackers()]
-    ax = panels(drawn(cells, "kd-temperature"))["Stolen accuracy (%), alpha 0.1"]
+    ax = panels(drawn(cells, "kd-temperature"))["Student accuracy (%), alpha 0.1"]
     line = bars(ax)["nasty"].lines[0]
     assert line is not None
     assert [round(x) for x in numbers(line.get_xdata())] == [0, 2]
 
 
-def test_a_theft_past_the_defense_is_drawn_as_what_the_thief_has() -> None:
+def test_a_theft_past_the_defense_is_drawn_as_what_the_attacker_has() -> None:
     cells = [ended([c], Status.BYPASSED)[0] if c.defense and c.defense.fields else c for c in omegas()]
-    stolen = panels(drawn(cells, "nasty-omega"))["Stolen accuracy (%)"]
+    stolen = panels(drawn(cells, "nasty-omega"))["Student accuracy (%)"]
     assert ys(stolen, "kd") == pytest.approx([90, 86, 82, 78])
 
 
@@ -358,7 +361,7 @@ def test_of_thefts_only_those_are_drawn_that_none_beats_with_as_many_questions()
 def test_a_budget_is_marked_and_said() -> None:
     [plain_ax] = drawn(asking(), "queries").axes
     assert "budget" not in plain_ax.get_xlabel()
-    limited = [replace(cell, scenario=cell.scenario | {"budget": 6000}) for cell in asking()]
+    limited = [replace(cell, scenario=replace(cell.scenario, budget=6000)) for cell in asking()]
     [ax] = drawn(limited, "queries").axes
     assert [numbers(line.get_xdata()) for line in ax.get_lines()][2:] == [[6000, 6000]]
     assert "budget" in ax.get_xlabel()
@@ -367,30 +370,30 @@ def test_a_budget_is_marked_and_said() -> None:
 def test_where_all_ask_alike_there_is_no_curve_of_questions() -> None:
     alike = [replace(cell, metrics=cell.metrics | {"queries": 7}) for cell in asking()]
     assert not curves.has_query_counts(only(alike))
-    assert "queries" not in [plot.name for plot in plots.plots(alike)]
+    assert "queries" not in [plot.name for plot in drawing.plots(Studies.of(alike))]
     several = [
         replace(c, metrics=c.metrics | {"queries": 7 + 3 * (c.defense.name == "none")}) for c in asking() if c.defense
     ]
-    assert not curves.has_query_counts(only(several)), "what differs between defenses is no choice of the thief"
+    assert not curves.has_query_counts(only(several)), "what differs between defenses is no choice of the attacker"
 
 
 def test_students_stand_in_the_order_of_their_weights() -> None:
     figure = drawn(sizes(), "students")
     [ax] = figure.axes
     assert ticks(ax) == ["b-small\n100 weights", "c-middle\n1,000 weights", "a-large\n9,000 weights"]
-    assert ys(ax, "none") == pytest.approx([71, 81, 91]), "the best response"
+    assert ys(ax, "none") == pytest.approx([71, 81, 91]), "the strongest attack"
     assert ys(ax, "nasty") == pytest.approx([61, 71, 81])
-    assert ys(ax, "no victim, all data") == pytest.approx([50, 60, 70])
-    assert legend(figure) == ["none", "nasty", "no victim, all data"]
+    assert ys(ax, "no-query baseline, all data") == pytest.approx([50, 60, 70])
+    assert legend(figure) == ["none", "nasty", "no-query baseline, all data"]
     assert "5,000 weights" in ax.get_xlabel()
     assert any("student of 3 sizes" in text.get_text() for text in figure.texts)
 
 
 def test_students_of_one_size_make_no_curve() -> None:
     alike = [replace(cell, metrics=cell.metrics | {"student_parameters": 100}) for cell in sizes()]
-    assert "students" not in [plot.name for plot in plots.plots(alike)]
+    assert "students" not in [plot.name for plot in drawing.plots(Studies.of(alike))]
     unknown = [replace(cell, student=name) for name in ("a", "b") for cell in omegas()]
-    assert "students" not in [plot.name for plot in plots.plots(unknown)]
+    assert "students" not in [plot.name for plot in drawing.plots(Studies.of(unknown))]
 
 
 def wordy() -> list[Cell]:
@@ -428,7 +431,7 @@ def many() -> list[Cell]:
 
 def boxes(figure: Figure) -> Iterator[tuple[str, Any]]:
     """All texts of a figure and where they lie, in pixels."""
-    with style.context(["default", figures.STYLE]):
+    with style.context(["default", STYLE]):
         figure.draw_without_rendering()
     for ax in figure.axes:
         yield from ((text.get_text(), text.get_window_extent()) for text in (ax.title, ax.xaxis.label, ax.yaxis.label))
@@ -466,9 +469,9 @@ def test_no_word_is_cut_off_or_runs_into_the_panels(cells: Any, name: str) -> No
 def test_the_same_cells_give_the_same_bytes(tmp_path: Path) -> None:
     for cells, name in CURVES:
         for order, own in (("first", cells()), ("second", reversed(cells()))):
-            [plot] = [plot for plot in plots.plots(own) if plot.name == name]
+            [plot] = [plot for plot in drawing.plots(Studies.of(own)) if plot.name == name]
             (tmp_path / order).mkdir(exist_ok=True)
-            plots.save(plot, tmp_path / order)
+            drawing.save(plot, tmp_path / order)
     drawn_first = files(tmp_path / "first")
     assert len(drawn_first) == 2 * len({name for _, name in CURVES})
     assert drawn_first == files(tmp_path / "second")
@@ -476,10 +479,10 @@ def test_the_same_cells_give_the_same_bytes(tmp_path: Path) -> None:
 
 def drawn_by_hand(folder: Path, names: Iterable[str]) -> str:
     """The report of a folder that has figures of these names."""
-    write_all_cells(omegas(), folder)
-    (folder / plots.FOLDER).mkdir()
+    write_cells(omegas(), folder)
+    (folder / drawing.FOLDER).mkdir()
     for name in names:
-        (folder / plots.FOLDER / name).write_bytes(b"a figure")
+        (folder / drawing.FOLDER / name).write_bytes(b"a figure")
     report.write_all(folder)
     return (folder / "README.md").read_text(encoding="utf-8")
 
@@ -522,6 +525,6 @@ def test_the_report_knows_every_figure_that_can_be_drawn() -> None:
 
 def test_no_plot_takes_the_name_of_a_figure() -> None:
     shown: list[Plot] = [
-        plot for cells in (omegas(), assistants(), attackers(), sizes()) for plot in plots.plots(cells)
+        plot for cells in (omegas(), assistants(), attackers(), sizes()) for plot in drawing.plots(Studies.of(cells))
     ]
     assert not [plot.name for plot in shown if plot.name.startswith(tuple(f"{name}-" for name in report.FIGURES))]
