@@ -10,25 +10,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_suite import GOOD, complaint, read
+from stage_runs import Rerun, with_attack
 from torch import Tensor, nn
 
 from helpers import blobs
 from kdbench import registry
 from kdbench.api import Access, Attack, Context, DataSubset, KdbenchError, Oracle
-from kdbench.engine.plan import Numerics, Plan, data_stage, make_plan
-from kdbench.engine.stage_log import StageLog
-from kdbench.engine.stages import TENSORS, Workspace, run_stage
+from kdbench.engine.numerics import Numerics
+from kdbench.engine.parts import DataRef, SurrogateSpec
+from kdbench.engine.plan import Plan
+from kdbench.engine.planner import data_stage, make_plan
+from kdbench.engine.specs import StealSpec
 from kdbench.engine.store import Store
 from kdbench.engine.tensors import load_tensors
+from kdbench.engine.workspace import TENSORS
 from kdbench.game.data import resized
 from kdbench.records import Status
 from kdbench.suites.suite import Suite
 from kdbench.zoo.photos import Photos
-from runs import ONE_CELL, Json, FinishedRun, RecordedProgress, cell, numbers, run
+from runs import ONE_CELL, FinishedRun, Json, RecordedProgress, cell, numbers, run
+from suite_files import GOOD, complaint, read
 
 PHOTOS = 20_000
-POOLED: Json = {**ONE_CELL, "attacks": ["knockoff"], "attack.knockoff.queries": 64}
+WITH_SURROGATES: Json = {**ONE_CELL, "attacks": ["knockoff"], "attack.knockoff.queries": 64}
 KNOCKOFF = GOOD.replace('"kd"', '"knockoff"')
 
 
@@ -99,10 +103,10 @@ def test_channels_of_which_nothing_is_known_are_refused(own: int, asked: int) ->
 # What a file says
 
 
-def test_a_suite_has_each_pool_of_its_thieves_once(tmp_path: Path) -> None:
-    text = GOOD.replace('"kd"', '"knockoff", "hunter", "kd", "digital"') + (
-        '[attack.hunter]\nmethod = "knockoff"\npolicy = "adaptive"\n'
-        '[attack.digital]\nmethod = "knockoff"\npool = "digits"\n'
+def test_a_suite_has_each_surrogate_data_set_of_its_attacks_once(tmp_path: Path) -> None:
+    text = GOOD.replace('"kd"', '"knockoff", "adaptive-knockoff", "kd", "digital"') + (
+        '[attack.adaptive-knockoff]\nmethod = "knockoff"\npolicy = "adaptive"\n'
+        '[attack.digital]\nmethod = "knockoff"\nsurrogate = "digits"\n'
     )
     suite = read(tmp_path, text)
     assert [(c.name, c.method, c.instance) for c in suite.surrogates if c.name == "photos"] == [
@@ -116,54 +120,56 @@ def test_a_suite_has_each_pool_of_its_thieves_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ('[attack.knockoff]\npool = "blobs"\n', 10, "attack.knockoff draws on 'blobs', the data set that the game is "),
-        ('[attack.knockoff]\npool = "photoz"\n', 10, "There is no dataset 'photoz'. Did you mean 'photos'? Known: "),
-        ('[attack.knockoff]\npool = ""\n', 10, "There is no dataset ''. Known: "),
+        ('[attack.knockoff]\nsurrogate = "blobs"\n', 10, "attack.knockoff draws on 'blobs', the data set under "),
+        (
+            '[attack.knockoff]\nsurrogate = "photoz"\n',
+            10,
+            "There is no dataset 'photoz'. Did you mean 'photos'? Known: ",
+        ),
+        ('[attack.knockoff]\nsurrogate = ""\n', 10, "There is no dataset ''. Known: "),
     ],
 )
-def test_a_pool_that_cannot_be_is_named_with_the_line_of_who_wants_it(
+def test_surrogate_data_that_cannot_be_is_named_with_the_line_of_the_attack(
     tmp_path: Path, text: str, line: int, said: str
 ) -> None:
     assert complaint(tmp_path, KNOCKOFF + text).startswith(f"mine.toml, line {line}: {said}")
 
 
-def test_the_data_set_of_the_game_is_no_pool_however_it_is_written(tmp_path: Path) -> None:
-    text = KNOCKOFF.replace('"blobs"', '{ name = "blobs", noise = 1 }') + '[attack.knockoff]\npool = "blobs"\n'
+def test_the_data_set_of_the_victim_is_no_surrogate_data_however_it_is_written(tmp_path: Path) -> None:
+    text = KNOCKOFF.replace('"blobs"', '{ name = "blobs", noise = 1 }') + '[attack.knockoff]\nsurrogate = "blobs"\n'
     assert "draws on 'blobs'" in complaint(tmp_path, text)
     assert "draws on 'photos'" in complaint(tmp_path, KNOCKOFF, {"dataset": "photos"})
 
 
-@pytest.mark.parametrize(("game", "pool"), [("cifar10", "cifar10-jpeg"), ("cifar10-jpeg", "cifar10")])
-def test_a_pool_of_the_same_images_in_another_form_is_refused(tmp_path: Path, game: str, pool: str) -> None:
-    text = KNOCKOFF.replace('"blobs"', f'"{game}"') + f'[attack.knockoff]\npool = "{pool}"\n'
-    said = (
-        f"attack.knockoff draws on '{pool}', which holds the images of '{game}', the data set that the game is about."
-    )
+@pytest.mark.parametrize(("own", "surrogate"), [("cifar10", "cifar10-jpeg"), ("cifar10-jpeg", "cifar10")])
+def test_surrogate_data_of_the_same_images_in_another_form_is_refused(tmp_path: Path, own: str, surrogate: str) -> None:
+    text = KNOCKOFF.replace('"blobs"', f'"{own}"') + f'[attack.knockoff]\nsurrogate = "{surrogate}"\n'
+    said = f"attack.knockoff draws on '{surrogate}', which holds the images of '{own}', the data set under attack."
     assert complaint(tmp_path, text) == f"mine.toml, line 10: {said}"
-    assert [choice.name for choice in read(tmp_path, text, {"attack.knockoff.pool": "cifar100"}).surrogates] == [
+    assert [choice.name for choice in read(tmp_path, text, {"attack.knockoff.surrogate": "cifar100"}).surrogates] == [
         "cifar100"
     ]
 
 
-def test_a_pool_from_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:
-    said = complaint(tmp_path, KNOCKOFF, {"attack.knockoff.pool": "photoz"})
+def test_surrogate_data_from_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    said = complaint(tmp_path, KNOCKOFF, {"attack.knockoff.surrogate": "photoz"})
     assert said.startswith("There is no dataset 'photoz'. Did you mean 'photos'? ")
 
 
 @pytest.mark.parametrize("other", ["", "[attack.partial-kd]\nfraction = 0.1\n"])
-def test_a_pool_by_default_that_cannot_be_is_blamed_on_the_line_that_names_its_thief(
+def test_default_surrogate_data_that_cannot_be_is_blamed_on_the_line_that_names_its_attack(
     tmp_path: Path, other: str
 ) -> None:
     said = complaint(tmp_path, KNOCKOFF.replace('"blobs"', '"photos"') + other)
     assert said.startswith("mine.toml, line 2: attack.knockoff draws on 'photos'")
 
 
-def test_a_pool_of_a_thief_that_does_not_play_must_be_right_all_the_same(tmp_path: Path) -> None:
-    assert "photoz" in complaint(tmp_path, GOOD + '[attack.knockoff]\npool = "photoz"\n')
+def test_surrogate_data_of_an_attack_that_does_not_run_must_be_right_all_the_same(tmp_path: Path) -> None:
+    assert "photoz" in complaint(tmp_path, GOOD + '[attack.knockoff]\nsurrogate = "photoz"\n')
 
 
-def test_a_pool_that_lacks_its_argument_is_found_before_any_training(tmp_path: Path) -> None:
-    assert "imagefolder:PATH" in complaint(tmp_path, KNOCKOFF + '[attack.knockoff]\npool = "imagefolder"\n')
+def test_surrogate_data_that_lacks_its_argument_is_found_before_any_training(tmp_path: Path) -> None:
+    assert "imagefolder:PATH" in complaint(tmp_path, KNOCKOFF + '[attack.knockoff]\nsurrogate = "imagefolder"\n')
 
 
 @dataclass(frozen=True)
@@ -176,11 +182,11 @@ class Stamped(Photos):
 
 def test_a_suite_is_stamped_with_the_files_of_all_its_data_sets(tmp_path: Path) -> None:
     suite = read(tmp_path, KNOCKOFF)
-    own, pool = (replace(one, instance=Stamped(images=n)) for one, n in ((suite.dataset, 3), (suite.surrogates[0], 5)))
-    suite = replace(suite, dataset=own, surrogates=(pool,))
+    own, other = (replace(one, instance=Stamped(images=n)) for one, n in ((suite.dataset, 3), (suite.surrogates[0], 5)))
+    suite = replace(suite, dataset=own, surrogates=(other,))
     stamped = suite.stamped(tmp_path / "here")
     assert (stamped.dataset.files, [one.files for one in stamped.surrogates]) == ("here-3", ["here-5"])
-    assert replace(stamped, dataset=own, surrogates=(pool,)) == suite
+    assert replace(stamped, dataset=own, surrogates=(other,)) == suite
     moved = suite.stamped(tmp_path / "there")
     for before, after in ((stamped.dataset, moved.dataset), (stamped.surrogates[0], moved.surrogates[0])):
         assert data_stage(before).key != data_stage(after).key
@@ -191,8 +197,8 @@ def test_a_suite_is_stamped_with_the_files_of_all_its_data_sets(tmp_path: Path) 
 
 
 @pytest.fixture
-def pooled(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
-    """Plans the tiny suite with thieves that draw on pools, of made-up content."""
+def with_surrogates(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
+    """Plans the tiny suite with attacks that use surrogate data of made-up content."""
 
     def make(changes: Mapping[str, Any] | None = None, content: str = "p", **contents: str) -> Plan:
         suite = tiny({"attacks": ["kd", "knockoff"], **(changes or {})})
@@ -202,57 +208,68 @@ def pooled(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
     return make
 
 
-TWO: Json = {"attacks": ["kd", "knockoff", "hunter"], "attack.hunter": {"method": "knockoff", "policy": "adaptive"}}
+TWO: Json = {
+    "attacks": ["kd", "knockoff", "adaptive-knockoff"],
+    "attack.adaptive-knockoff": {"method": "knockoff", "policy": "adaptive"},
+}
 
 
-def test_a_pool_is_read_once_and_only_thefts_that_draw_on_it_build_on_it(pooled: Callable[..., Plan]) -> None:
-    found = pooled({**TWO, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
+def test_surrogate_data_is_read_once_and_only_attack_runs_that_use_it_build_on_it(
+    with_surrogates: Callable[..., Plan],
+) -> None:
+    found = with_surrogates({**TWO, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
     assert Counter(stage.title for stage in found.stages.values() if stage.kind == "data") == {
         "read blobs": 1,
         "read photos": 1,
     }
-    [pool] = [key for key, stage in found.stages.items() if stage.title == "read photos"]
+    [photos] = [key for key, stage in found.stages.items() if stage.title == "read photos"]
     drawing = {one.stages["steal"] for one in found.cells if one.attack.method == "knockoff"}
-    assert drawing == {key for key, stage in found.stages.items() if pool in stage.inputs}
+    assert drawing == {key for key, stage in found.stages.items() if photos in stage.inputs}
     assert len(drawing) == 2 * 3 * 2 * 2
     for key, stage in found.stages.items():
         if stage.kind == "steal":
-            assert stage.spec["surrogates"] == ({"photos": {"key": pool, "digest": "p"}} if key in drawing else {})
+            assert isinstance(stage.spec, StealSpec)
+            spec = SurrogateSpec("photos", DataRef(photos, "p"))
+            assert stage.spec.attack.surrogates == ((spec,) if key in drawing else ())
 
 
-def test_a_pool_comes_before_the_thefts_that_draw_on_it(pooled: Callable[..., Plan]) -> None:
+def test_surrogate_data_comes_before_the_attack_runs_that_use_it(with_surrogates: Callable[..., Plan]) -> None:
     before: set[str] = set()
-    for key, stage in pooled(TWO).stages.items():
+    for key, stage in with_surrogates(TWO).stages.items():
         assert set(stage.inputs) <= before
         before.add(key)
 
 
-def test_a_pool_is_read_as_the_data_set_of_a_game_is(pooled: Callable[..., Plan], tiny: Callable[..., Suite]) -> None:
+def test_surrogate_data_is_read_as_the_data_set_of_a_victim_is(
+    with_surrogates: Callable[..., Plan], tiny: Callable[..., Suite]
+) -> None:
     about = tiny({"dataset": "photos"}).dataset
-    assert data_stage(about).key in pooled().stages
+    assert data_stage(about).key in with_surrogates().stages
 
 
-def test_the_content_of_a_pool_is_part_of_the_keys_of_its_thefts(pooled: Callable[..., Plan]) -> None:
-    before, after = pooled(), pooled(content="q")
+def test_the_content_of_surrogate_data_is_part_of_the_keys_of_its_attack_runs(
+    with_surrogates: Callable[..., Plan],
+) -> None:
+    before, after = with_surrogates(), with_surrogates(content="q")
     anew = {stage.title for key, stage in after.stages.items() if key not in before.stages}
     defenses = ("none", "nasty", "stingy")
     assert anew == {f"{text} {one}, seed 0" for text in ("knockoff from", "evaluate knockoff on") for one in defenses}
     assert len(before.stages) == len(after.stages)
 
 
-def test_each_pool_counts_for_its_own_thieves(pooled: Callable[..., Plan]) -> None:
-    two = {"attacks": ["knockoff", "digital"], "attack.digital": {"method": "knockoff", "pool": "digits"}}
-    before, after = pooled(two), pooled(two, digits="q")
+def test_each_surrogate_data_set_counts_for_its_own_attacks(with_surrogates: Callable[..., Plan]) -> None:
+    two = {"attacks": ["knockoff", "digital"], "attack.digital": {"method": "knockoff", "surrogate": "digits"}}
+    before, after = with_surrogates(two), with_surrogates(two, digits="q")
     for attack, same in (("knockoff", True), ("digital", False)):
         keys = [cell(found, "none", attack).stages["steal"] for found in (before, after)]
         assert (keys[0] == keys[1]) is same, attack
 
 
-def test_a_thief_that_owns_nothing_but_a_pool_has_no_baseline_of_its_own(pooled: Callable[..., Plan]) -> None:
-    found = pooled({"attacks": ["knockoff"]})
+def test_an_attacker_with_surrogate_data_alone_has_no_baseline_of_its_own(with_surrogates: Callable[..., Plan]) -> None:
+    found = with_surrogates({"attacks": ["knockoff"]})
     assert cell(found, "none", "knockoff").subset == DataSubset(fraction=0.0)
     assert {one.subset.fraction for one in found.cells if one.defense is None} == {1.0}
-    assert not cell(pooled({"scenario.data": 0}), "none", "knockoff").skipped
+    assert not cell(with_surrogates({"scenario.data": 0}), "none", "knockoff").skipped
 
 
 # What a run makes of it
@@ -260,66 +277,70 @@ def test_a_thief_that_owns_nothing_but_a_pool_has_no_baseline_of_its_own(pooled:
 
 @pytest.fixture(scope="module")
 def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """A duel of a thief that draws on photographs; nobody changes this folder."""
-    folder, progress_display = tmp_path_factory.mktemp("pooled"), RecordedProgress()
-    return FinishedRun(folder, run(tiny(POOLED), folder, progress_display), progress_display)
+    """One cell of an attack that uses photographs; nobody changes this folder."""
+    folder, progress_display = tmp_path_factory.mktemp("with_surrogates"), RecordedProgress()
+    return FinishedRun(folder, run(tiny(WITH_SURROGATES), folder, progress_display), progress_display)
 
 
-def test_a_thief_with_a_pool_ends_well(played: FinishedRun) -> None:
+def test_an_attack_with_surrogate_data_ends_well(played: FinishedRun) -> None:
     assert played.progress_display.problems == {}
     [(name, found)] = played.cells.items()
     assert name == "none--knockoff--mini-8--seed0"
-    assert (found.status, found.metrics["queries"], found.metrics["steal.asked"]) == (Status.DONE, 64, 64)
-    assert found.attack.fields["pool"] == "photos"
-    assert sorted(played.progress_display.titles) == [
-        "knockoff from none, seed 0",
-        "read blobs",
-        "read photos",
-        "evaluate knockoff on none, seed 0",
-        "evaluate none, seed 0",
-        "train the victim, seed 0",
-    ]
+    assert (found.status, found.metrics["queries"], found.numbers["steal.asked"]) == (Status.DONE, 64, 64)
+    assert found.attack.fields["surrogate"] == "photos"
+    assert sorted(played.progress_display.titles) == sorted(
+        [
+            "knockoff from none, seed 0",
+            "read blobs",
+            "read photos",
+            "evaluate knockoff on none, seed 0",
+            "evaluate none, seed 0",
+            "train the victim, seed 0",
+        ]
+    )
 
 
-def test_a_pool_that_was_read_is_not_read_again(played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path) -> None:
+def test_surrogate_data_that_was_read_is_not_read_again(
+    played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
+) -> None:
     progress_display = RecordedProgress()
-    again = run(tiny({**POOLED, "attack.knockoff.queries": 32}), played.copy(tmp_path), progress_display)
-    assert sorted(progress_display.titles) == ["knockoff from none, seed 0", "evaluate knockoff on none, seed 0"]
+    again = run(tiny({**WITH_SURROGATES, "attack.knockoff.queries": 32}), played.copy(tmp_path), progress_display)
+    assert sorted(progress_display.titles) == ["evaluate knockoff on none, seed 0", "knockoff from none, seed 0"]
     assert [one.metrics["queries"] for one in again.values()] == [32]
     progress_display = RecordedProgress()
-    forced = run(tiny(POOLED), tmp_path / "forced", progress_display, store=tmp_path / "store", force=True)
+    forced = run(tiny(WITH_SURROGATES), tmp_path / "forced", progress_display, store=tmp_path / "store", force=True)
     assert not [label for label in progress_display.titles if label.startswith("read")]
     assert numbers(forced) == numbers(played.cells)
 
 
-def test_a_pool_whose_files_are_missing_is_said_before_any_training(
+def test_surrogate_data_whose_files_are_missing_is_said_before_any_training(
     played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     progress_display = RecordedProgress()
     folder = played.copy(tmp_path)
     with pytest.raises(KdbenchError, match="cifar-10"):
         run(
-            tiny({**POOLED, "attack.knockoff.pool": "cifar10"}),
+            tiny({**WITH_SURROGATES, "attack.knockoff.surrogate": "cifar10"}),
             folder,
             progress_display,
-            data_folder=tmp_path / "empty",
+            data_dir=tmp_path / "empty",
         )
     assert progress_display.titles == ["read cifar10"]
     assert Store(folder / "store").finished() == played.store.finished()
 
 
-# What a thief is given
+# What an attack is given
 
 
 @dataclass
 class Found:
-    """What the thief below saw."""
+    """What the attack below saw."""
 
     contexts: list[Context] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Tourist(Attack):
+class Looking(Attack):
     """Looks at what it is given, and steals nothing."""
 
     needs: ClassVar[Access] = Access.LABEL
@@ -332,56 +353,58 @@ class Tourist(Attack):
 
 @pytest.fixture
 def given_to(played: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
-    """What a thief gets whose theft is like the one that was played, but for some fields of its specification."""
+    """What an attack gets whose run is like the one above, but for some parts of its specification."""
     load = registry.load
-    monkeypatch.setattr(registry, "load", lambda kind, name: Tourist if name == "tourist" else load(kind, name))
+    monkeypatch.setattr(registry, "load", lambda kind, name: Looking if name == "looking" else load(kind, name))
     [attack_run] = [stage for stage in played.progress_display.finished if stage.kind == "steal"]
 
+    rerun = Rerun(played.store, tmp_path)
+
     def play(**changes: Any) -> Context:
-        Tourist.found.contexts.clear()
-        out, work = tmp_path / "out", tmp_path / "work"
-        out.mkdir(exist_ok=True)
-        work.mkdir(exist_ok=True)
-        spec = {**attack_run.spec, "attack": {"method": "tourist", "fields": {}, "source": ""}, **changes}
-        run_stage("steal", spec, Workspace(played.store, out, StageLog(out, work), "cpu", tmp_path))
-        [context] = Tourist.found.contexts
+        Looking.found.contexts.clear()
+        spec = with_attack(attack_run.spec, "looking")
+        rerun.run(replace(spec, attack=replace(spec.attack, **changes)))
+        [context] = Looking.found.contexts
         return context
 
     return play
 
 
-def pool_of(played: FinishedRun) -> Mapping[str, Tensor]:
-    """The tensors of the pool as they lie in the store."""
-    [pool] = [stage.key for stage in played.progress_display.finished if stage.title == "read photos"]
-    return load_tensors(played.store.path(pool) / TENSORS)
+def surrogate_tensors(played: FinishedRun) -> Mapping[str, Tensor]:
+    """The tensors of the surrogate data as they lie in the store."""
+    [photos] = [stage.key for stage in played.progress_display.finished if stage.title == "read photos"]
+    return load_tensors(played.store.path(photos) / TENSORS)
 
 
-def test_a_thief_gets_the_training_images_of_its_pool_in_the_shape_of_the_victims(
+def test_an_attacker_gets_the_training_images_of_its_surrogate_data_in_the_shape_of_the_victims(
     played: FinishedRun, given_to: Callable[..., Context]
 ) -> None:
     """Without labels, whatever it owns of the victim's images; 3x32x32 pieces of photographs are 1x8x8 to it."""
-    kept = pool_of(played)["train.x"]
+    kept = surrogate_tensors(played)["train.x"]
     assert (kept.dtype, kept.shape) == (torch.uint8, (PHOTOS, 3, 32, 32))
     x = given_to().surrogate("photos")
     assert x.shape == (PHOTOS, *blobs().train.shape)
     assert torch.equal(x[:100], resized(kept[:100].float() / 255, (1, 8, 8)))
-    whole = given_to(subset={"fraction": 1.0, "seed": 0})
+    whole = given_to(subset=DataSubset())
     assert len(whole.data) == 96
     assert torch.equal(whole.surrogate("photos")[:100], x[:100])
 
 
-def test_what_a_thief_did_not_name_it_does_not_get(given_to: Callable[..., Context]) -> None:
-    """Not the data set of the game, either, though its stage is at hand."""
+def test_an_attack_does_not_get_surrogate_data_that_it_did_not_name(given_to: Callable[..., Context]) -> None:
+    """Nor the data set of the victim, though its stage is at hand."""
     ctx = given_to()
     for name in ("blobs", "digits", "photo"):
-        with pytest.raises(KdbenchError, match=rf"^The public data set '{name}' must be named by the attack's publics"):
+        with pytest.raises(
+            KdbenchError, match=rf"^The surrogate data set '{name}' must be named by the attack's surrogate_datasets"
+        ):
             ctx.surrogate(name)
     with pytest.raises(KdbenchError, match=r"'photos' must be named"):
-        given_to(surrogates={}).surrogate("photos")
+        given_to(surrogates=()).surrogate("photos")
 
 
-def test_by_default_there_is_no_pool(given_to: Callable[..., Context]) -> None:
-    plain = Context(**{k: v for k, v in vars(given_to()).items() if k != "evaluation"})
-    with pytest.raises(KdbenchError, match=r"'photos' must be named by the attack's publics\(\)"):
+def test_by_default_there_is_no_surrogate_data(given_to: Callable[..., Context]) -> None:
+    ctx = given_to()
+    plain = Context(ctx.data, ctx.recipe, ctx.device, ctx.seed, ctx.new_student, ctx.generator)
+    with pytest.raises(KdbenchError, match=r"'photos' must be named by the attack's surrogate_datasets\(\)"):
         plain.surrogate("photos")
-    assert Tourist().surrogate_datasets() == ()
+    assert Looking().surrogate_datasets() == ()
