@@ -83,7 +83,7 @@ WORDS = (
     Word("slot", "checkpoint name", NAMES),
     Word("exhibits?|gallery|replies", "network figures, prediction bars"),
     Word("catalogues?", "listing"),
-    Word("announced|endings", "plan file, counts", NAMES),
+    Word("announced", "plan file", NAMES),
     Word("family|families", "parametrised entry", NAMES),
     Word("replay(s|ed)?|play(s|ed|ing|ers?)?", "run, method"),
     Word(

@@ -135,7 +135,7 @@ class StealSpec:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateSpec:
-    """Evaluate a student, beside the victim that it was stolen from if there is one; or, without a student, a victim."""
+    """Evaluate a student, beside the victim that it was trained against, if there is one; or, without a student, a victim."""
 
     kind: ClassVar[str] = "evaluate"
     __pydantic_config__: ClassVar[ConfigDict] = CHECKED
