@@ -11,8 +11,8 @@ SMALLEST = 4
 def vgg_11(shape: Shape, classes: int) -> nn.Module:
     """VGG-11 with batch norm, as the data-free literature takes it: a global average and one linear layer on top.
 
-    That code halves the image after the first three groups of convolutions, and a 64x64 image after the fourth; here
-    it is halved between groups as long as it is larger than 4x4, which is the same and takes other sizes too.
+    That code halves the image after the first three groups of convolutions, and a 64x64 image after the fourth. Here it
+    is halved between groups as long as it is larger than 4x4: the same for those sizes, and other sizes work too.
     """
     inputs, *size = shape
     layers: list[nn.Module] = []
