@@ -152,7 +152,7 @@ def finish(root: Path, stage: Stage, content: str = "") -> None:
         token="0" * 16,
     )
     (root / stage.key).mkdir()
-    write_json(root / stage.key / MANIFEST, manifest.to_json())
+    write_json(root / stage.key / MANIFEST, manifest)
     if stage.kind == "evaluate":
         os.link(root / PREDICTIONS, root / stage.key / PREDICTIONS)
 
@@ -184,8 +184,8 @@ def test_a_cached_cell_costs_little_more_than_its_files(
 
 def test_a_cached_run_takes_little_memory_a_cell(benchmark: BenchmarkFixture, finished: Path, tmp_path: Path) -> None:
     plan_of(many_seeds())
-    played = session(finished, tmp_path)
-    check_memory(benchmark, lambda: played.run().total())
+    run = session(finished, tmp_path)
+    check_memory(benchmark, lambda: run.run().total())
 
 
 def check_memory(benchmark: BenchmarkFixture, act: Callable[[], int]) -> None:
