@@ -99,7 +99,6 @@ _RANKING: Sequence[Column[DefenseRow]] = (
         Kind.TEXT,
         "automatic warnings, explained in the notes",
         lambda row: "; ".join(warnings(row)),
-        drop_order=2,
     ),
 )
 _ATTACKS: Sequence[Column[AttackRow]] = (
