@@ -18,9 +18,9 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from kdbench.board import report
-from kdbench.board.drawing.drawing import Plot
 from kdbench.board.intervals import Estimate, estimate
 from kdbench.board.plots import curves, drawing
+from kdbench.board.plots.drawing import Plot
 from kdbench.board.plots.style import STYLE
 from kdbench.board.studies import Studies
 from kdbench.board.sweeps import sweeps
