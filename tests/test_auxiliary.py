@@ -1,31 +1,35 @@
-"""The second network that a service needs: made once for a victim, kept, and handed to whoever serves."""
+"""The auxiliary model that answering needs: made once for a victim, kept, and handed to whoever serves."""
 
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
+from stage_runs import Rerun, behind, hardened_by
 from torch import Tensor, nn
 
 from helpers import blobs
 from kdbench import registry
 from kdbench.api import Context, Defense, KdbenchError, Service
 from kdbench.board.report import write_report
-from kdbench.engine.plan import ROLES, Plan, PlannedCell, Stage
-from kdbench.engine.stage_log import StageLog
-from kdbench.engine.stages import WEIGHTS, FusedStages, Workspace, open_service, run_stage
-from kdbench.engine.store import Store, file_digest
+from kdbench.engine.digests import file_digest
+from kdbench.engine.models import WEIGHTS
+from kdbench.engine.plan import STAGES_OF_CELL, Plan, PlannedCell, Stage
+from kdbench.engine.specs import AuxiliarySpec, EvaluateSpec, StealSpec
 from kdbench.engine.tensors import load_tensors
+from kdbench.engine.victims import open_service
+from kdbench.engine.workspace import FusedStages
+from kdbench.game.roles import Role
 from kdbench.records import Status
 from kdbench.suites.suite import Suite
-from runs import Json, FinishedRun, RecordedProgress, cell, numbers, run
+from runs import FinishedRun, Json, RecordedProgress, cell, numbers, run
 
 REDIRECTION, MISINFORMATION = "gradient-redirection", "adaptive-misinformation"
-EQUIPPED: Json = {
+WITH_AUXILIARY: Json = {
     "precision": "fp32",
     "defenses": ["none", "stingy", REDIRECTION, MISINFORMATION],
     "attacks": ["kd", "partial-kd"],
@@ -43,14 +47,21 @@ def served(plan: Plan, defense: str) -> list[PlannedCell]:
     return [c for c in plan.cells if c.defense and c.defense.name == defense]
 
 
-def labels(plan: Plan, kind: str) -> list[str]:
+def auxiliary_of(stage: Stage) -> str:
+    """The stage that has the auxiliary model of the victim in an attack run or an evaluation."""
+    assert isinstance(stage.spec, StealSpec | EvaluateSpec)
+    assert stage.spec.victim
+    return stage.spec.victim.auxiliary
+
+
+def titles(plan: Plan, kind: str) -> list[str]:
     return [stage.title for stage in plan.stages.values() if stage.kind == kind]
 
 
-def test_a_defense_with_a_companion_is_equipped_once_for_each_victim(plan: Callable[..., Plan]) -> None:
+def test_an_auxiliary_model_is_made_once_for_each_victim(plan: Callable[..., Plan]) -> None:
     """Whatever the number of students and attacks: here are two such defenses and two seeds."""
-    found = plan({**EQUIPPED, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
-    assert sorted(labels(found, "auxiliary")) == [
+    found = plan({**WITH_AUXILIARY, "seeds": 2, "student.networks": ["mini-8", "mini-16"]})
+    assert sorted(titles(found, "auxiliary")) == [
         f"auxiliary model of {defense}, seed {seed}" for defense in (MISINFORMATION, REDIRECTION) for seed in (0, 1)
     ]
     kinds = Counter(stage.kind for stage in found.stages.values())
@@ -58,31 +69,33 @@ def test_a_defense_with_a_companion_is_equipped_once_for_each_victim(plan: Calla
 
 
 def test_one_without_gets_none(plan: Callable[..., Plan]) -> None:
-    assert labels(plan(), "auxiliary") == []
-    found = plan(EQUIPPED)
+    assert titles(plan(), "auxiliary") == []
+    found = plan(WITH_AUXILIARY)
     for defense in ("none", "stingy"):
         assert all("auxiliary" not in one.stages for one in served(found, defense))
     assert not any("auxiliary" in one.stages for one in found.cells if one.defense is None)
 
 
-def test_all_thefts_and_scores_of_the_defense_build_on_its_stage(plan: Callable[..., Plan]) -> None:
-    found = plan(EQUIPPED)
+def test_all_attack_runs_and_evaluations_of_the_defense_build_on_its_stage(plan: Callable[..., Plan]) -> None:
+    found = plan(WITH_AUXILIARY)
     for defense in (REDIRECTION, MISINFORMATION):
         [key] = {one.stages["auxiliary"] for one in served(found, defense)}
         above = {
             one.stages[role] for one in served(found, defense) for role in ("steal", "evaluate", "evaluate_victim")
         }
         assert above == {stage.key for stage in found.stages.values() if key in stage.inputs}
-        assert all(found.stages[name].spec["victim"]["auxiliary"] == key for name in above)
-    assert found.stages[cell(found, "stingy", "kd").stages["steal"]].spec["victim"]["auxiliary"] == ""
+        assert {auxiliary_of(found.stages[name]) for name in above} == {key}
+    assert auxiliary_of(found.stages[cell(found, "stingy", "kd").stages["steal"]]) == ""
 
 
-def test_a_companion_is_made_for_the_model_that_is_deployed(plan: Callable[..., Plan]) -> None:
-    found = plan(EQUIPPED)
+def test_an_auxiliary_model_is_made_for_the_model_that_is_deployed(plan: Callable[..., Plan]) -> None:
+    found = plan(WITH_AUXILIARY)
     for defense, kind in ((REDIRECTION, "train"), (MISINFORMATION, "harden")):
         stages = cell(found, defense, "kd").stages
         assert stages["harden"].split("/")[0] == kind
-        assert found.stages[stages["auxiliary"]].spec["victim"] == stages["harden"]
+        spec = found.stages[stages["auxiliary"]].spec
+        assert isinstance(spec, AuxiliarySpec)
+        assert spec.victim == stages["harden"]
         assert set(found.stages[stages["auxiliary"]].inputs) == {
             found.stages[stages["train"]].inputs[0],
             stages["harden"],
@@ -90,8 +103,8 @@ def test_a_companion_is_made_for_the_model_that_is_deployed(plan: Callable[..., 
 
 
 def test_a_cell_names_its_stages_in_the_order_in_which_they_can_fail(plan: Callable[..., Plan]) -> None:
-    stages = cell(plan(EQUIPPED), MISINFORMATION, "kd").stages
-    assert tuple(stages) == ROLES == ("train", "harden", "auxiliary", "steal", "evaluate", "evaluate_victim")
+    stages = cell(plan(WITH_AUXILIARY), MISINFORMATION, "kd").stages
+    assert tuple(stages) == STAGES_OF_CELL == ("train", "harden", "auxiliary", "steal", "evaluate", "evaluate_victim")
 
 
 @pytest.mark.parametrize(
@@ -115,13 +128,15 @@ def test_a_cell_names_its_stages_in_the_order_in_which_they_can_fail(plan: Calla
     ids=str,
 )
 def test_its_key_says_what_it_was_made_by_and_no_more(plan: Callable[..., Plan], change: Json, anew: bool) -> None:
-    before, after = (cell(plan(changes), REDIRECTION, "kd").stages for changes in (EQUIPPED, EQUIPPED | change))
+    before, after = (
+        cell(plan(changes), REDIRECTION, "kd").stages for changes in (WITH_AUXILIARY, WITH_AUXILIARY | change)
+    )
     assert (before["auxiliary"] != after["auxiliary"]) == anew
     assert before["evaluate_victim"] != after["evaluate_victim"] or not anew
 
 
-def test_a_defense_that_only_equips_its_service_is_bypassed_by_who_has_the_weights(plan: Callable[..., Plan]) -> None:
-    found = plan({**EQUIPPED, "scenario.access": "weights", "attacks": ["kd", "deep-inversion"]})
+def test_a_defense_with_an_auxiliary_model_alone_is_bypassed_by_who_has_the_weights(plan: Callable[..., Plan]) -> None:
+    found = plan({**WITH_AUXILIARY, "scenario.access": "weights", "attacks": ["kd", "deep-inversion"]})
     bypassed = {(one.defense.name, one.attack.name) for one in found.cells if one.bypassed and one.defense}
     assert bypassed == {("stingy", "deep-inversion"), (REDIRECTION, "deep-inversion")}
 
@@ -131,12 +146,12 @@ def test_a_defense_that_only_equips_its_service_is_bypassed_by_who_has_the_weigh
 
 @pytest.fixture(scope="module")
 def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """The tiny suite with two defenses that have a companion; nobody changes this folder."""
+    """The tiny suite with two defenses that have an auxiliary model; nobody changes this folder."""
     folder, progress_display = tmp_path_factory.mktemp("equipped"), RecordedProgress()
-    return FinishedRun(folder, run(tiny(EQUIPPED), folder, progress_display), progress_display)
+    return FinishedRun(folder, run(tiny(WITH_AUXILIARY), folder, progress_display), progress_display)
 
 
-def test_a_run_with_companions_ends_well(played: FinishedRun) -> None:
+def test_a_run_with_auxiliary_models_ends_well(played: FinishedRun) -> None:
     assert played.progress_display.problems == {}
     assert {one.status for one in played.cells.values()} == {Status.DONE}
     assert sorted(label for label in played.progress_display.titles if label.startswith("auxiliary")) == [
@@ -150,36 +165,38 @@ def test_the_record_of_a_cell_has_its_stage_and_what_that_cost(played: FinishedR
         auxiliary_seconds = name.startswith((REDIRECTION, MISINFORMATION))
         assert ("auxiliary" in one.keys) == ("auxiliary" in one.seconds) == auxiliary_seconds, name
         if auxiliary_seconds:
-            assert one.seconds["auxiliary"] == round(played.store.manifest(one.keys["auxiliary"])["seconds"], 3)
+            assert one.seconds["auxiliary"] == round(played.store.manifest(one.keys["auxiliary"]).seconds, 3)
 
 
-def test_the_report_says_what_equipping_costs(played: FinishedRun, tmp_path: Path) -> None:
-    shutil.copytree(played.folder / "out" / "cells", tmp_path / "cells")
+def test_the_report_says_what_auxiliary_models_cost(played: FinishedRun, tmp_path: Path) -> None:
+    shutil.copy(played.folder / "out" / "cells.jsonl", tmp_path)
     cost = write_report(tmp_path).read_text(encoding="utf-8").partition("## Cost")[2].splitlines()
     seconds = {one.defense.name: one.seconds for one in played.cells.values() if one.defense}
     trained = [line for line in cost if line.startswith((f"| {REDIRECTION} |", f"| {MISINFORMATION} |"))]
     assert "| Defense | Mean seconds to harden | Mean seconds to equip its service |" in cost
     lying, steering = seconds[MISINFORMATION], seconds[REDIRECTION]
     assert trained == [
-        f"| {MISINFORMATION} | {lying['harden']:,.2f} | {lying['equip']:,.2f} |",
-        f"| {REDIRECTION} | – | {steering['equip']:,.2f} |",
+        f"| {MISINFORMATION} | {lying['harden']:,.2f} | {lying['auxiliary']:,.2f} |",
+        f"| {REDIRECTION} | – | {steering['auxiliary']:,.2f} |",
     ]
     total = lying["auxiliary"] + steering["auxiliary"]
     assert f"| equip | 2 | {total:,.1f} | {total / 2:,.2f} |" in cost
 
 
-def test_a_run_again_equips_nobody_again(played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path) -> None:
+def test_a_second_run_makes_no_auxiliary_model_again(
+    played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
+) -> None:
     progress_display = RecordedProgress()
-    again = run(tiny({**EQUIPPED, "attacks": ["kd"]}), tmp_path, progress_display, store=played.folder / "store")
+    again = run(tiny({**WITH_AUXILIARY, "attacks": ["kd"]}), tmp_path, progress_display, store=played.folder / "store")
     assert progress_display.titles == []
     assert numbers(again).items() <= numbers(played.cells).items()
 
 
-def test_a_companion_that_fails_costs_the_cells_that_ask_it_and_they_say_why(
+def test_an_auxiliary_model_that_fails_costs_the_cells_that_need_it_and_they_say_why(
     played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     progress_display = RecordedProgress()
-    cells = run(tiny(EQUIPPED | DIVERGES), played.copy(tmp_path), progress_display)
+    cells = run(tiny(WITH_AUXILIARY | DIVERGES), played.copy(tmp_path), progress_display)
     reason, whose = "training diverged: the loss was not finite in epoch 0", REDIRECTION
     assert progress_display.problems == {f"auxiliary model of {whose}, seed 0": reason}
     attackers = ("hard-label", "kd", "partial-kd")
@@ -195,7 +212,9 @@ def test_a_companion_that_fails_costs_the_cells_that_ask_it_and_they_say_why(
             assert numbers({name: one}) == numbers({name: played.cells[name]})
 
 
-def test_under_low_precision_a_run_with_companions_ends_well_too(tiny: Callable[..., Suite], tmp_path: Path) -> None:
+def test_under_low_precision_a_run_with_auxiliary_models_ends_well_too(
+    tiny: Callable[..., Suite], tmp_path: Path
+) -> None:
     """`fit` asks its teacher under autocast, in which torch's forward-mode derivatives of a convolution fail."""
     changes = {
         "precision": "bf16",
@@ -204,7 +223,7 @@ def test_under_low_precision_a_run_with_companions_ends_well_too(tiny: Callable[
         "baselines": [],
     }
     progress_display = RecordedProgress()
-    run(tiny(EQUIPPED | changes), tmp_path, progress_display)
+    run(tiny(WITH_AUXILIARY | changes), tmp_path, progress_display)
     assert progress_display.problems == {}
 
 
@@ -220,8 +239,8 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Squire(Defense):
-    """Its companion is a fresh network; it writes down what it gets."""
+class Helped(Defense):
+    """Its auxiliary model is a fresh network; it writes down what it gets."""
 
     seen: ClassVar[Seen] = Seen()
 
@@ -239,22 +258,22 @@ class Squire(Defense):
         return answer
 
 
-class Nobody(Squire):
-    """Says that it has a companion and makes none."""
+class Empty(Helped):
+    """Says that it has an auxiliary model and makes none."""
 
     def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         return None
 
 
-class Giant(Squire):
-    """Its companion is of another architecture."""
+class Larger(Helped):
+    """Its auxiliary model is of another architecture."""
 
     def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         return ctx.new_student("mini-16")
 
 
-class Broken(Squire):
-    """Its companion answers nothing that is a number."""
+class Broken(Helped):
+    """Its auxiliary model answers nothing that is a number."""
 
     def auxiliary(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         made = ctx.new_student()
@@ -263,40 +282,18 @@ class Broken(Squire):
 
 
 @pytest.fixture(autouse=True)
-def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+def unknown_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers the defenses above under their names in lower case."""
-    extra: Json = {"squire": Squire, "nobody": Nobody, "giant": Giant, "broken": Broken}
+    extra: Json = {"helped": Helped, "empty": Empty, "larger": Larger, "broken": Broken}
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda kind, name: extra.get(name) or load(kind, name))
-    Squire.seen.makers.clear()
-    Squire.seen.servers.clear()
-
-
-@dataclass
-class Room:
-    """Where stages of the run above are played again, in this process, into a store that holds what they need."""
-
-    store: Store
-    folder: Path
-    attempts: int = 0
-
-    def workspace(self, fused_stages: FusedStages | None = None) -> Workspace:
-        self.attempts += 1
-        out, work = (self.folder / f"{name}{self.attempts}" for name in ("out", "work"))
-        out.mkdir()
-        work.mkdir()
-        return Workspace(self.store, out, StageLog(out, work), "cpu", self.folder, fused_stages)
-
-    def play(self, kind: str, spec: Any) -> Path:
-        """The folder that a stage of this specification fills."""
-        workspace = self.workspace()
-        run_stage(kind, spec, workspace)
-        return workspace.out
+    Helped.seen.makers.clear()
+    Helped.seen.servers.clear()
 
 
 @pytest.fixture
-def room(played: FinishedRun, tmp_path: Path) -> Room:
-    return Room(played.store, tmp_path)
+def rerun(played: FinishedRun, tmp_path: Path) -> Rerun:
+    return Rerun(played.store, tmp_path)
 
 
 @pytest.fixture
@@ -306,52 +303,43 @@ def stage(played: FinishedRun) -> Callable[[str], Stage]:
     return lambda label: stages[f"{label}, seed 0"]
 
 
-def as_(spec: Any, defense: str) -> Json:
-    """The specification of an equip stage with another defense."""
-    return {**spec, "defense": {"method": defense, "fields": {}, "source": ""}}
-
-
-def behind(spec: Any, defense: str, **changes: Any) -> Json:
-    """The specification of a theft or a score with another defense that serves."""
-    return {**spec, "victim": {**as_(spec["victim"], defense), **changes}}
-
-
 @pytest.mark.parametrize("whose", [REDIRECTION, MISINFORMATION])
-def test_the_stage_played_here_leaves_the_bits_that_a_worker_left(
-    played: FinishedRun, room: Room, stage: Callable[[str], Stage], whose: str
+def test_the_stage_run_here_leaves_the_bits_that_a_worker_left(
+    played: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], whose: str
 ) -> None:
     equip = stage(f"auxiliary model of {whose}")
-    files = {path.name: file_digest(path) for path in room.play("auxiliary", equip.spec).iterdir()}
-    assert files == played.store.manifest(equip.key)["files"]
+    _, out = rerun.run(equip.spec)
+    files = {path.name: file_digest(path) for path in out.iterdir()}
+    assert files == played.store.manifest(equip.key).files
     assert WEIGHTS in files
 
 
 @pytest.mark.parametrize(("whose", "deployed"), [(REDIRECTION, "train the victim"), (MISINFORMATION, "harden by")])
-def test_a_companion_is_made_from_the_deployed_model_and_the_owners_images(
-    played: FinishedRun, room: Room, stage: Callable[[str], Stage], whose: str, deployed: str
+def test_an_auxiliary_model_is_made_from_the_deployed_model_and_the_owners_images(
+    played: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], whose: str, deployed: str
 ) -> None:
     label = deployed if whose == REDIRECTION else f"{deployed} {whose}"
-    room.play("auxiliary", as_(stage(f"auxiliary model of {whose}").spec, "squire"))
-    [(model, ctx)] = Squire.seen.makers
+    rerun.run(hardened_by(stage(f"auxiliary model of {whose}").spec, "helped"))
+    [(model, ctx)] = Helped.seen.makers
     kept = load_tensors(played.store.path(stage(label).key) / WEIGHTS)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
     assert torch.equal(ctx.data.x, blobs().train.x)
     assert ctx.auxiliary is None
-    assert Squire.seen.servers == []
+    assert Helped.seen.servers == []
 
 
 def test_it_draws_other_numbers_and_starts_from_other_weights_than_hardening(
-    room: Room, stage: Callable[[str], Stage], monkeypatch: pytest.MonkeyPatch
+    rerun: Rerun, stage: Callable[[str], Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def harden(self: Squire, victim: nn.Module, ctx: Context) -> nn.Module:
+    def harden(self: Helped, victim: nn.Module, ctx: Context) -> nn.Module:
         self.seen.makers.append((victim, ctx))
         return ctx.new_student()
 
-    monkeypatch.setattr(Squire, "harden", harden)
+    monkeypatch.setattr(Helped, "harden", harden)
     drawn = []
-    for kind, label in (("harden", "harden by"), ("auxiliary", "auxiliary")):
-        room.play(kind, as_(stage(f"{label} {MISINFORMATION}").spec, "squire"))
-        ctx = Squire.seen.makers[-1][1]
+    for title in ("harden by", "auxiliary model of"):
+        rerun.run(hardened_by(stage(f"{title} {MISINFORMATION}").spec, "helped"))
+        ctx = Helped.seen.makers[-1][1]
         fresh = torch.cat([weight.detach().flatten() for weight in ctx.new_student().parameters()])
         drawn.append((ctx.seed, torch.rand(3, generator=ctx.generator), fresh))
     (seed, random, weights), (other, others, fresh) = drawn
@@ -360,14 +348,16 @@ def test_it_draws_other_numbers_and_starts_from_other_weights_than_hardening(
     assert not torch.equal(weights, fresh)
 
 
-@pytest.mark.parametrize("label", [f"kd from {REDIRECTION}", f"evaluate kd on {REDIRECTION}", f"evaluate {REDIRECTION}"])
-def test_who_serves_finds_the_kept_companion_in_eval_mode_without_gradients(
-    played: FinishedRun, room: Room, stage: Callable[[str], Stage], label: str
+@pytest.mark.parametrize(
+    "title", [f"kd from {REDIRECTION}", f"evaluate kd on {REDIRECTION}", f"evaluate {REDIRECTION}"]
+)
+def test_who_serves_finds_the_kept_auxiliary_model_in_eval_mode_without_gradients(
+    played: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], title: str
 ) -> None:
     """The one of the stage, whoever asks; nobody makes it again."""
-    room.play(stage(label).kind, behind(stage(label).spec, "squire"))
-    [(model, ctx)] = Squire.seen.servers
-    assert Squire.seen.makers == []
+    rerun.run(behind(stage(title).spec, "helped"))
+    [(model, ctx)] = Helped.seen.servers
+    assert Helped.seen.makers == []
     assert ctx.auxiliary is not None
     assert ctx.auxiliary is not model
     kept = load_tensors(played.store.path(stage(f"auxiliary model of {REDIRECTION}").key) / WEIGHTS)
@@ -376,39 +366,45 @@ def test_who_serves_finds_the_kept_companion_in_eval_mode_without_gradients(
     assert not any(weight.requires_grad for weight in ctx.auxiliary.parameters())
 
 
-def test_a_service_without_a_companion_is_handed_none(room: Room, stage: Callable[[str], Stage]) -> None:
-    score = stage("evaluate stingy")
-    room.play("evaluate", behind(score.spec, "squire"))
-    [(_, ctx)] = Squire.seen.servers
+def test_a_service_without_an_auxiliary_model_is_handed_none(rerun: Rerun, stage: Callable[[str], Stage]) -> None:
+    evaluation = stage("evaluate stingy")
+    rerun.run(behind(evaluation.spec, "helped"))
+    [(_, ctx)] = Helped.seen.servers
     assert ctx.auxiliary is None
 
 
 @pytest.mark.parametrize(
     ("defense", "said"),
     [
-        ("nobody", "The companion of the defense 'nobody' must return a network, or not be overridden."),
-        ("giant", "The companion of the defense 'giant' must return a network of its side's architecture 'mini-8', "),
-        ("broken", "The companion of the defense 'broken' returned a network whose answers are not finite: "),
+        ("empty", "The auxiliary of the defense 'empty' must return a network, or not be overridden."),
+        ("larger", "The auxiliary of the defense 'larger' must return a network of its side's architecture 'mini-8', "),
+        ("broken", "The auxiliary of the defense 'broken' returned a network whose answers are not finite: "),
     ],
 )
-def test_what_is_no_companion_is_refused(room: Room, stage: Callable[[str], Stage], defense: str, said: str) -> None:
+def test_what_is_no_auxiliary_model_is_refused(
+    rerun: Rerun, stage: Callable[[str], Stage], defense: str, said: str
+) -> None:
     with pytest.raises(KdbenchError) as caught:
-        room.play("auxiliary", as_(stage(f"auxiliary model of {REDIRECTION}").spec, defense))
+        rerun.run(hardened_by(stage(f"auxiliary model of {REDIRECTION}").spec, defense))
     assert str(caught.value).startswith(said)
 
 
-def test_those_who_are_served_together_share_a_service_only_with_the_same_companion(
-    played: FinishedRun, room: Room, stage: Callable[[str], Stage]
+def test_those_who_are_served_together_share_a_service_only_with_the_same_auxiliary_model(
+    played: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage]
 ) -> None:
-    attack_run = stage(f"kd from {REDIRECTION}").spec
-    workspace, data = room.workspace(FusedStages()), blobs().train
+    workspace, data = rerun.workspace(FusedStages()), blobs().train
     other = stage(f"auxiliary model of {MISINFORMATION}").key
-    first, again = (open_service(behind(attack_run, "squire"), workspace, data, "attacker") for _ in range(2))
-    second = open_service(behind(attack_run, "squire", auxiliary=other), workspace, data, "attacker")
+    spec = stage(f"kd from {REDIRECTION}").spec
+    shared, own = behind(spec, "helped"), behind(spec, "helped", auxiliary=other)
+    assert shared.victim
+    assert own.victim
+    role = Role.ATTACKED_SERVICE
+    first, again = (open_service(shared.victim, spec.numerics, workspace, data, role) for _ in range(2))
+    second = open_service(own.victim, spec.numerics, workspace, data, role)
     assert first == again
     assert first[0] is not second[0]
-    assert len(Squire.seen.servers) == 2
-    one, two = (ctx.auxiliary for _, ctx in Squire.seen.servers)
+    assert len(Helped.seen.servers) == 2
+    one, two = (ctx.auxiliary for _, ctx in Helped.seen.servers)
     assert one is not None
     assert two is not None
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

@@ -8,21 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kdbench.engine.plan import Numerics, Stage, data_stage, make_plan
+from kdbench.engine.digests import file_digest
+from kdbench.engine.manifest import Manifest
+from kdbench.engine.models import WEIGHTS
+from kdbench.engine.numerics import Numerics
+from kdbench.engine.plan import Stage
+from kdbench.engine.planner import data_stage, make_plan
 from kdbench.engine.scheduler import LOST_ATTEMPTS
 from kdbench.engine.stage_log import StageLog, Stopped
-from kdbench.engine.stages import TENSORS, WEIGHTS, Workspace, run_stage
-from kdbench.engine.digests import file_digest
-from kdbench.engine.json_files import read_json
+from kdbench.engine.stages import run_stage
 from kdbench.engine.store import MANIFEST, Store
-from kdbench.suites.reader import load
+from kdbench.engine.workspace import TENSORS, Workspace
+from kdbench.records import Cell, Status, read
 from kdbench.suites.methods import with_undefended
+from kdbench.suites.reader import load
 
 SUITE = """
 seeds = 1
@@ -102,33 +106,33 @@ competition = 1.0
 steps = 2
 """
 
-ALIKE = ("nasty", "guarded", "adversarial-sparse", "assistant-distillation")  # to a thief they are another network
+ALIKE = ("nasty", "guarded", "adversarial-sparse", "assistant-distillation")  # to an attacker they are another network
 
 
 @dataclass
 class Bench:
-    """Plays stages in this process, one after another, into a store."""
+    """Runs stages in this process, one after another, into a store."""
 
     store: Store
     folder: Path
 
-    def publish(self, stage: Stage) -> dict[str, Any]:
-        """Play a stage undisturbed and publish it; its manifest."""
+    def publish(self, stage: Stage) -> Manifest:
+        """Run a stage undisturbed and publish it; its manifest."""
         out = self.store.scratch(stage.key)
-        metrics = run_stage(stage.kind, stage.spec, Workspace(self.store, out, self.log(out), "cpu", self.folder))
-        content = {"content": file_digest(out / TENSORS)} if stage.kind == "data" else {}
-        self.store.publish(stage.key, out, {"metrics": metrics, **content})
+        metrics = run_stage(stage.spec, Workspace(self.store, out, self.log(out), "cpu", self.folder))
+        content = file_digest(out / TENSORS) if stage.kind == "data" else ""
+        self.store.publish(stage.key, out, Manifest(stage.kind, metrics=metrics, content=content))
         return self.store.manifest(stage.key)
 
     def piecemeal(self, stage: Stage) -> tuple[dict[str, float], dict[str, str], int]:
-        """Play a stage that is asked to stop all the time, as often as it takes: numbers, digests of files, attempts."""
+        """Run a stage that is asked to stop all the time, as often as it takes: numbers, digests of files, attempts."""
         work = self.store.checkpoint_folder(f"work/{secrets.token_hex(4)}")
         for attempt in range(1, 1000):
             out = self.store.scratch(stage.key)
             log = StageLog(out, work)
             log.stop = True
             try:
-                metrics = run_stage(stage.kind, stage.spec, Workspace(self.store, out, log, "cpu", self.folder))
+                metrics = run_stage(stage.spec, Workspace(self.store, out, log, "cpu", self.folder))
             except Stopped:
                 continue
             return metrics, {path.name: file_digest(path) for path in out.iterdir()}, attempt
@@ -142,15 +146,15 @@ def test_every_method_stopped_at_every_checkpoint_leaves_the_same_bits(tmp_path:
     (tmp_path / "methods.toml").write_text(METHODS)
     suite = with_undefended(load(str(tmp_path / "methods.toml")))
     bench = Bench(Store(tmp_path / "store"), tmp_path)
-    content = bench.publish(data_stage(suite.dataset))["content"]
+    content = bench.publish(data_stage(suite.dataset)).content
     played = 0
     for stage in make_plan(suite, Numerics(), content).stages.values():
         if stage.kind in ("data", "evaluate") or any(f" from {who}," in stage.title for who in ALIKE):
             continue
         whole = bench.publish(stage)
         metrics, files, attempts = bench.piecemeal(stage)
-        assert metrics == whole["metrics"], stage.title
-        assert files == whole["files"], stage.title
+        assert metrics == whole.metrics, stage.title
+        assert files == whole.files, stage.title
         assert attempts > 3, stage.title  # three epochs, a checkpoint each
         played += 1
     assert played == 1 + 4 + 7 * 2 + 2 * 2
@@ -292,7 +296,7 @@ class Driver:
 
     def tokens(self) -> dict[str, str]:
         """Who has published what."""
-        return {key: self.store.manifest(key)["token"] for key in self.store.finished()}
+        return {key: self.store.manifest(key).token for key in self.store.finished()}
 
 
 def send(pid: int, number: signal.Signals) -> bool:
@@ -319,7 +323,8 @@ class Traces:
     weights: dict[str, bytes]
     metrics: dict[str, dict[str, float]]
     files: dict[str, dict[str, str]]
-    cells: dict[str, dict[str, Any]]
+    cells: list[Cell]
+    predictions: bytes
     leaderboards: dict[str, bytes]
 
     @classmethod
@@ -327,18 +332,19 @@ class Traces:
         store, out = driver.store, driver.results
         keys = sorted(store.finished())
         files = {key: {p.name: file_digest(p) for p in store.path(key).iterdir() if p.name != MANIFEST} for key in keys}
-        assert {key: store.manifest(key)["files"] for key in keys} == files
+        assert {key: store.manifest(key).files for key in keys} == files
         return cls(
             weights={key: (store.path(key) / WEIGHTS).read_bytes() for key in keys if WEIGHTS in files[key]},
-            metrics={key: store.manifest(key)["metrics"] for key in keys},
+            metrics={key: store.manifest(key).metrics for key in keys},
             files=files,
-            cells={path.name: timeless(read_json(path)) for path in sorted((out / "cells").iterdir())},
+            cells=[timeless(cell) for cell in read(out)],
+            predictions=(out / "predictions.safetensors").read_bytes(),
             leaderboards={name: (out / name).read_bytes() for name in LEADERBOARDS},
         )
 
 
-def timeless(cell: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in cell.items() if name not in ("seconds", "machine")}
+def timeless(cell: Cell) -> Cell:
+    return replace(cell, seconds={}, machine={})
 
 
 def assert_same(one: Traces, other: Traces) -> None:
@@ -348,6 +354,7 @@ def assert_same(one: Traces, other: Traces) -> None:
     assert one.files == other.files
     assert one.metrics == other.metrics
     assert one.cells == other.cells
+    assert one.predictions == other.predictions
     assert [name for name in LEADERBOARDS if one.leaderboards[name] != other.leaderboards[name]] == []
 
 
@@ -386,7 +393,7 @@ def test_a_matrix_is_the_same_in_series_and_in_parallel(undisturbed: tuple[Trace
     assert_same(serial, parallel)
     assert len(serial.weights) == 1 + 1 + 3 + 1
     assert len(serial.cells) == 3 + 1
-    assert {cell["status"] for cell in serial.cells.values()} == {"done"}
+    assert {cell.status for cell in serial.cells} == {Status.DONE}
 
 
 @linux
