@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from kdbench import registry
 from kdbench.errors import KdbenchError
-from kdbench.game.fields import hints
+from kdbench.game.fields import hints, plain
 from kdbench.game.methods import Attack, Defense
 from kdbench.game.threat import Access
 from kdbench.suites.reader import load
@@ -45,8 +45,9 @@ def describe(kind: str, name: str) -> str:
     if kind == "suite":
         suite = load(name)
         methods = (("defenses", suite.defenses), ("attacks", suite.attacks), ("baselines", suite.baselines))
+        scenario = ", ".join(f"{field} {value}" for field, value in plain(suite.scenario).items())
         rows = [f"{kind}: {', '.join(choice.name for choice in choices)}" for kind, choices in methods]
-        return "\n".join([f"{name}: {suite.title}", *rows, f"seeds: {len(suite.seeds)}", f"scenario: {suite.scenario}"])
+        return "\n".join([f"{name}: {suite.title}", *rows, f"seeds: {len(suite.seeds)}", f"scenario: {scenario}"])
     entry = registry.find(kind, name)
     thing = entry.load()
     parts = [
