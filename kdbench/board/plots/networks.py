@@ -79,7 +79,7 @@ def answers(shown: PredictionBars) -> "Figure":
     wide = max(BARS, LETTER * len(shown.pair.defense))
     figure = canvas(PHOTO + wide * columns + MARGIN, ROW * count + 2 * LINE + MARGIN)
     grid = figure.subplots(count, 1 + columns, squeeze=False, width_ratios=[PHOTO] + [wide] * columns)
-    _head(figure, shown.pair, "Access", f"class probabilities  ·  {shown.note}  ·  shaded: the true class")
+    _head(figure, shown.pair, "Answers", f"class probabilities  ·  {shown.note}  ·  shaded: the true class")
     for index, (photo, *charts) in enumerate(grid):
         _photo(photo, shown.images[index], int(shown.labels[index]))
         for number, temperature in enumerate(shown.temperatures):
