@@ -35,7 +35,9 @@ class Photos(Dataset):
         photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
         generator = torch.Generator().manual_seed(self.seed)
         # In this order: the number of training images changes none of the others.
-        validation, test, train = (_pieces(photographs, count, generator) for count in (HELD_OUT, HELD_OUT, self.images))
+        validation, test, train = (
+            _pieces(photographs, count, generator) for count in (HELD_OUT, HELD_OUT, self.images)
+        )
         return Images(train, validation, test)
 
 
