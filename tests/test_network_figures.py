@@ -161,7 +161,7 @@ def test_features_are_mapped_where_a_defense_has_a_network_of_its_own(
     assert isinstance(maps, FeatureMaps)
     assert maps.labels.tolist() == data(inverted_run)["test.y"].tolist()
     figure = networks.features(maps)
-    assert [ax.get_title() for ax in figure.axes] == ["normal", "nasty"]
+    assert [ax.get_title() for ax in figure.axes] == ["undefended", "nasty"]
     for ax, places in zip(figure.axes, (maps.normal, maps.defended), strict=True):
         drawn = [np.asarray(dots.get_offsets()) for dots in ax.collections]
         assert [len(dots) for dots in drawn] == [32, 32, 32]
