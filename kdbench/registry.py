@@ -1,6 +1,7 @@
 """Names -> classes, by entry points. Built-ins enter by the same groups as plugins; each is imported when it is asked for.
 
-A name may carry an argument, `NAME:ARGUMENT`; and `MODULE:CALLABLE` is a network in a module of the user's own, which nothing registers.
+A name may carry an argument, `NAME:ARGUMENT`. `MODULE:CALLABLE` is a network in a module of the user's own, which is not
+registered.
 """
 
 import difflib
