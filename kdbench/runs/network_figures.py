@@ -160,11 +160,11 @@ def _choice(count: int) -> Tensor:
 
 
 def _temperatures(cells: Iterable[Cell]) -> tuple[tuple[float, ...], str]:
-    """1 and the temperature at which most attacks learn, as far as they have one; and a note on where it comes from."""
+    """1 and the temperature at which most attacks learn (of several, the highest); and a note on where it comes from."""
     of_attacks = {cell.attack.name: T for cell in cells if (T := _temperature(cell.attack))}
     if not of_attacks:
         return (1.0,), "no attack was run whose temperature could be shown"
-    [(T, count)] = Counter(sorted(of_attacks.values())).most_common(1)
+    [(T, count)] = Counter(sorted(of_attacks.values(), reverse=True)).most_common(1)
     name = min(name for name, own in of_attacks.items() if own == T)
     others = f" and {count - 1} more" if count > 1 else ""
     return tuple(dict.fromkeys((1.0, T))), f"T = {T:g}: the temperature of '{name}'{others}"
