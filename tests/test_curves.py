@@ -1,4 +1,4 @@
-"""Sweeps and curves: which players make one, what stands on the axes, and which figures the report shows."""
+"""Sweeps and curves: which methods make one, what stands on the axes, and which figures the report shows."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -31,7 +31,7 @@ SERVED = [0.94, 0.95, 0.96]
 OMEGAS = [0.004, 0.01, 0.04, 0.1]
 
 
-def player(method: str, **fields: Any) -> MethodRecord:
+def record(method: str, **fields: Any) -> MethodRecord:
     """A method under a label that says its fields."""
     return MethodRecord(
         "+".join([method, *(f"{name}-{value}" for name, value in fields.items())]), method, fields, "made up"
@@ -58,22 +58,22 @@ def robust(strength: float) -> dict[str, float]:
 def omegas() -> list[Cell]:
     """Four omegas of `nasty`, and `none`, against two attacks; a baseline."""
     cells = over_seeds(None, "cross-entropy", [0.80, 0.81, 0.82])
-    for attack in (player("kd"), player("hard-label")):
-        cells += attack_runs(player("none"), attack, [0.90, 0.91, 0.92], victim_acc=0.97)
+    for attack in (record("kd"), record("hard-label")):
+        cells += attack_runs(record("none"), attack, [0.90, 0.91, 0.92], victim_acc=0.97)
         for index, omega in enumerate(OMEGAS):
             accs = [0.9 - 0.05 * index + 0.01 * seed * index for seed in range(3)]
-            cells += attack_runs(player("nasty", omega=omega, tau=4.0), attack, accs, victim_acc=SERVED[index % 3])
+            cells += attack_runs(record("nasty", omega=omega, tau=4.0), attack, accs, victim_acc=SERVED[index % 3])
     return cells
 
 
 def assistants() -> list[Cell]:
-    """Three temperatures by two numbers of steps of a defense, judged for robustness."""
-    cells = [c for a in ("kd", "tuned") for c in attack_runs(player("none"), player(a), [0.9] * 3, more=robust(0))]
+    """Three temperatures by two numbers of steps of a defense, evaluated for robustness."""
+    cells = [c for a in ("kd", "tuned") for c in attack_runs(record("none"), record(a), [0.9] * 3, more=robust(0))]
     for temperature in (1.0, 4.0, 20.0):
         for steps in (1, 2):
-            defense = player("assistant", temperature=temperature, steps=steps)
-            cells += attack_runs(defense, player("kd"), [0.9 - 0.01 * steps] * 3, more=robust(temperature * steps))
-            cells += attack_runs(defense, player("tuned"), [0.91 - 0.01 * steps] * 3, more=robust(temperature * steps))
+            defense = record("assistant", temperature=temperature, steps=steps)
+            cells += attack_runs(defense, record("kd"), [0.9 - 0.01 * steps] * 3, more=robust(temperature * steps))
+            cells += attack_runs(defense, record("tuned"), [0.91 - 0.01 * steps] * 3, more=robust(temperature * steps))
     return cells
 
 
@@ -84,12 +84,12 @@ def attackers() -> list[Cell]:
         for temperature in (20.0, 1.0, 4.0):
             for alpha in (0.9, 0.1):
                 accs = [0.9 - 0.1 * index - 0.001 * temperature * alpha + 0.01 * seed for seed in range(3)]
-                cells += attack_runs(player(defense), player("kd", temperature=temperature, alpha=alpha), accs)
+                cells += attack_runs(record(defense), record("kd", temperature=temperature, alpha=alpha), accs)
     return cells
 
 
-def asking() -> list[Cell]:
-    """Five attackers who ask ever more; the third is beaten with fewer questions, the fourth with as many."""
+def querying() -> list[Cell]:
+    """Five attackers who make ever more queries; the third is beaten with fewer queries, the fourth with as many."""
     said = {"a": (100, 0.5), "b": (1000, 0.7), "c": (2000, 0.6), "d": (5000, 0.75), "e": (5000, 0.8), "f": (0, 0.9)}
     return [
         cell
@@ -164,7 +164,7 @@ def percent(values: Iterable[Estimate | None]) -> Any:
 
 
 def test_one_field_that_varies_is_a_sweep_in_ascending_order() -> None:
-    [swept] = sweeps("defense", [player("nasty", omega=w, tau=4.0) for w in (0.1, 0.004, 2, 0.01)])
+    [swept] = sweeps("defense", [record("nasty", omega=w, tau=4.0) for w in (0.1, 0.004, 2, 0.01)])
     assert (swept.role, swept.method, swept.field, swept.other) == ("defense", "nasty", "omega", None)
     assert swept.values == [0.004, 0.01, 0.1, 2.0]
     assert swept.others == [None]
@@ -172,50 +172,50 @@ def test_one_field_that_varies_is_a_sweep_in_ascending_order() -> None:
 
 
 def test_of_two_fields_the_one_with_more_values_is_the_axis() -> None:
-    grid = [player("kd", alpha=a, temperature=T) for a in (0.9, 0.1) for T in (20.0, 1.0, 4.0)]
+    grid = [record("kd", alpha=a, temperature=T) for a in (0.9, 0.1) for T in (20.0, 1.0, 4.0)]
     [swept] = sweeps("attack", grid)
     assert (swept.field, swept.other) == ("temperature", "alpha")
     assert swept.values == [1.0, 4.0, 20.0]
     assert swept.others == [0.1, 0.9]
     assert swept.name == "kd-temperature"
-    assert swept.methods[4.0, 0.1] == player("kd", alpha=0.1, temperature=4.0)
+    assert swept.methods[4.0, 0.1] == record("kd", alpha=0.1, temperature=4.0)
 
 
 def test_two_fields_that_vary_together_are_one_axis() -> None:
-    players = [player("kd", temperature=t, lr=0.1 * t) for t in (20.0, 1.0, 4.0)]
-    [swept] = sweeps("attack", players)
+    methods = [record("kd", temperature=t, lr=0.1 * t) for t in (20.0, 1.0, 4.0)]
+    [swept] = sweeps("attack", methods)
     assert (swept.field, swept.others) == ("temperature", [None])
     assert list(swept.methods) == [(t, None) for t in (20.0, 1.0, 4.0)]
 
 
 def test_none_and_three_fields_that_vary_are_no_sweep() -> None:
-    assert sweeps("attack", [player("kd", temperature=4.0), replace(player("kd", temperature=4.0), name="twin")]) == []
+    assert sweeps("attack", [record("kd", temperature=4.0), replace(record("kd", temperature=4.0), name="other")]) == []
     corner = {"a": 1, "b": 1, "c": 1}
-    cube = [player("kd", **corner), *(player("kd", **(corner | {name: 2})) for name in corner)]
+    cube = [record("kd", **corner), *(record("kd", **(corner | {name: 2})) for name in corner)]
     assert sweeps("attack", cube) == []
     assert sweeps("attack", []) == []
 
 
 def test_methods_are_swept_apart_and_by_their_names() -> None:
-    players = [player(m, x=x) for m in ("b", "a") for x in (1, 2)] + [player("c", x=1), player("d", y=3)]
-    assert [swept.name for swept in sweeps("defense", players)] == ["a-x", "b-x"]
+    methods = [record(m, x=x) for m in ("b", "a") for x in (1, 2)] + [record("c", x=1), record("d", y=3)]
+    assert [swept.name for swept in sweeps("defense", methods)] == ["a-x", "b-x"]
 
 
 def test_a_list_stands_at_its_length_and_words_after_numbers() -> None:
-    [swept] = sweeps("attack", [player("scm", steps=[1] * n) for n in (3, 0, 2)])
+    [swept] = sweeps("attack", [record("scm", steps=[1] * n) for n in (3, 0, 2)])
     assert swept.values == [0.0, 2.0, 3.0]
-    [swept] = sweeps("attack", [player("kd", decay=value) for value in ("step", 2, "cosine", 0.5, True)])
+    [swept] = sweeps("attack", [record("kd", decay=value) for value in ("step", 2, "cosine", 0.5, True)])
     assert swept.values == [0.5, 2.0, "True", "cosine", "step"]
 
 
-def test_players_that_would_share_a_place_are_no_sweep() -> None:
-    assert sweeps("attack", [player("scm", steps=steps) for steps in ([1, 2], [3, 4], [1, 2, 3])]) == []
-    longer = replace(player("nasty", omega=0.1), name="longer", recipe={"epochs": 9})
-    assert sweeps("defense", [player("nasty", omega=0.1), player("nasty", omega=0.2), longer]) == []
+def test_methods_that_would_share_a_place_are_no_sweep() -> None:
+    assert sweeps("attack", [record("scm", steps=steps) for steps in ([1, 2], [3, 4], [1, 2, 3])]) == []
+    longer = replace(record("nasty", omega=0.1), name="longer", recipe={"epochs": 9})
+    assert sweeps("defense", [record("nasty", omega=0.1), record("nasty", omega=0.2), longer]) == []
 
 
 def test_a_hole_in_a_grid_is_no_value() -> None:
-    [swept] = sweeps("attack", [player("kd", T=T, alpha=a) for T, a in ((1, 0.1), (2, 0.1), (3, 0.1), (3, 0.9))])
+    [swept] = sweeps("attack", [record("kd", T=T, alpha=a) for T, a in ((1, 0.1), (2, 0.1), (3, 0.1), (3, 0.9))])
     assert swept.along(0.1, lambda name: Estimate(0.5, None, 1)) == [Estimate(0.5, None, 1)] * 3
     assert swept.along(0.9, lambda name: Estimate(0.5, None, 1)) == [None, None, Estimate(0.5, None, 1)]
 
@@ -226,7 +226,7 @@ def test_a_hole_in_a_grid_is_no_value() -> None:
         (omegas, ["nasty-omega"]),
         (assistants, ["assistant-temperature"]),
         (attackers, ["kd-temperature"]),
-        (asking, ["queries"]),
+        (querying, ["queries"]),
         (sizes, ["students"]),
         (matrix, []),
     ],
@@ -247,33 +247,33 @@ def test_a_sweep_that_failed_as_a_whole_is_not_offered() -> None:
     assert "nasty-omega" not in [plot.name for plot in drawing.plots(Studies.of(failed))]
 
 
-def test_along_one_field_of_a_defense_stand_what_is_served_and_each_theft() -> None:
+def test_along_one_field_of_a_defense_stand_what_is_served_and_each_attack() -> None:
     cells, figure = omegas(), drawn(omegas(), "nasty-omega")
-    served, stolen = panels(figure).values()
+    served, students = panels(figure).values()
     assert list(panels(figure)) == ["Accuracy as served (%)", "Student accuracy (%)"]
-    assert ticks(served) == ticks(stolen) == ["0.004", "0.01", "0.04", "0.1"]
+    assert ticks(served) == ticks(students) == ["0.004", "0.01", "0.04", "0.1"]
     assert ys(served, "victim") == pytest.approx([94, 95, 96, 94])
     found = only(cells)
     for attack in ("kd", "hard-label"):
         labels = [f"nasty+omega-{omega}+tau-4.0" for omega in OMEGAS]
         expected = [found.pairings[label, attack].mean("student_acc") for label in labels]
-        assert ys(stolen, attack) == percent(expected)
+        assert ys(students, attack) == percent(expected)
     assert legend(figure) == ["victim", "hard-label", "kd", "undefended", "no-query baseline"]
 
 
 def test_bars_are_intervals_and_what_does_not_vary_is_dashed_and_has_a_band() -> None:
-    served, stolen = panels(drawn(omegas(), "nasty-omega")).values()
-    [upper] = bars(stolen)["kd"].lines[2]
+    served, students = panels(drawn(omegas(), "nasty-omega")).values()
+    [upper] = bars(students)["kd"].lines[2]
     last = estimate({seed: 0.75 + 0.03 * seed for seed in range(3)})
     assert last is not None
     assert last.half_width is not None
     assert upper.get_segments()[-1][:, 1] == pytest.approx([100 * last.low, 100 * last.high])
-    for ax, label, value in ((served, "undefended", 97.0), (stolen, "no-query baseline", 81.0)):
+    for ax, label, value in ((served, "undefended", 97.0), (students, "no-query baseline", 81.0)):
         line = plain_lines(ax)[label]
         assert line.is_dashed()
         assert ys(ax, label) == pytest.approx([value] * len(OMEGAS))
         assert len(ax.collections) == len(bars(ax)) + 1, "a band beside the bars"
-    assert not any(bar.lines[0] is not None and bar.lines[0].is_dashed() for bar in bars(stolen).values())
+    assert not any(bar.lines[0] is not None and bar.lines[0].is_dashed() for bar in bars(students).values())
 
 
 def test_a_label_looks_alike_in_all_panels_and_like_no_other() -> None:
@@ -325,7 +325,7 @@ def test_along_two_fields_of_an_attack_there_is_a_panel_for_each_value_of_the_se
 
 
 def test_a_hole_in_the_numbers_leaves_its_neighbours_in_their_places() -> None:
-    gone = player("kd", temperature=4.0, alpha=0.1).name
+    gone = record("kd", temperature=4.0, alpha=0.1).name
     cells = [ended([c], Status.FAILED, "diverged")[0] if c.attack.name == gone else c for c in attackers()]
     ax = panels(drawn(cells, "kd-temperature"))["Student accuracy (%), alpha 0.1"]
     line = bars(ax)["nasty"].lines[0]
@@ -333,10 +333,10 @@ def test_a_hole_in_the_numbers_leaves_its_neighbours_in_their_places() -> None:
     assert [round(x) for x in numbers(line.get_xdata())] == [0, 2]
 
 
-def test_a_theft_past_the_defense_is_drawn_as_what_the_attacker_has() -> None:
+def test_a_bypassed_attack_is_drawn_as_what_the_attacker_has() -> None:
     cells = [ended([c], Status.BYPASSED)[0] if c.defense and c.defense.fields else c for c in omegas()]
-    stolen = panels(drawn(cells, "nasty-omega"))["Student accuracy (%)"]
-    assert ys(stolen, "kd") == pytest.approx([90, 86, 82, 78])
+    students = panels(drawn(cells, "nasty-omega"))["Student accuracy (%)"]
+    assert ys(students, "kd") == pytest.approx([90, 86, 82, 78])
 
 
 def test_one_seed_has_neither_bars_nor_bands() -> None:
@@ -347,8 +347,8 @@ def test_one_seed_has_neither_bars_nor_bands() -> None:
         assert len(np.unique(np.asarray(band.get_paths()[0].vertices)[:, 1])) == 1
 
 
-def test_of_thefts_only_those_are_drawn_that_none_beats_with_as_many_questions() -> None:
-    figure = drawn(asking(), "queries")
+def test_only_attacks_are_drawn_that_none_beats_with_as_many_queries() -> None:
+    figure = drawn(querying(), "queries")
     [ax] = figure.axes
     lines = plain_lines(ax)
     assert legend(figure) == list(lines) == ["none", "nasty"]
@@ -359,20 +359,20 @@ def test_of_thefts_only_those_are_drawn_that_none_beats_with_as_many_questions()
 
 
 def test_a_budget_is_marked_and_said() -> None:
-    [plain_ax] = drawn(asking(), "queries").axes
+    [plain_ax] = drawn(querying(), "queries").axes
     assert "budget" not in plain_ax.get_xlabel()
-    limited = [replace(cell, scenario=replace(cell.scenario, budget=6000)) for cell in asking()]
+    limited = [replace(cell, scenario=replace(cell.scenario, budget=6000)) for cell in querying()]
     [ax] = drawn(limited, "queries").axes
     assert [numbers(line.get_xdata()) for line in ax.get_lines()][2:] == [[6000, 6000]]
     assert "budget" in ax.get_xlabel()
 
 
-def test_where_all_ask_alike_there_is_no_curve_of_questions() -> None:
-    alike = [replace(cell, metrics=cell.metrics | {"queries": 7}) for cell in asking()]
+def test_where_all_query_alike_there_is_no_curve_of_queries() -> None:
+    alike = [replace(cell, metrics=cell.metrics | {"queries": 7}) for cell in querying()]
     assert not curves.has_query_counts(only(alike))
     assert "queries" not in [plot.name for plot in drawing.plots(Studies.of(alike))]
     several = [
-        replace(c, metrics=c.metrics | {"queries": 7 + 3 * (c.defense.name == "none")}) for c in asking() if c.defense
+        replace(c, metrics=c.metrics | {"queries": 7 + 3 * (c.defense.name == "none")}) for c in querying() if c.defense
     ]
     assert not curves.has_query_counts(only(several)), "what differs between defenses is no choice of the attacker"
 
@@ -402,7 +402,7 @@ def wordy() -> list[Cell]:
         cell
         for T in (1.0, 4.0)
         for name in ("none", "adaptive-misinformation", "gradient-redirection", "mad")
-        for cell in attack_runs(player(name), player("kd", T=T), [0.8, 0.9])
+        for cell in attack_runs(record(name), record("kd", T=T), [0.8, 0.9])
     ]
     return [replace(c, dataset="tiny-imagenet", victim="preresnet-110", student="preresnet-20") for c in cells]
 
@@ -424,7 +424,7 @@ def many() -> list[Cell]:
         for defense in range(20)
         for T in range(10)
         for cell in attack_runs(
-            player(f"defense-{defense:02}"), player("kd", temperature=1000.5 + T), [0.5 + 0.01 * T] * 2
+            record(f"defense-{defense:02}"), record("kd", temperature=1000.5 + T), [0.5 + 0.01 * T] * 2
         )
     ]
 
@@ -444,7 +444,7 @@ CURVES = [
     (omegas, "nasty-omega"),
     (assistants, "assistant-temperature"),
     (attackers, "kd-temperature"),
-    (asking, "queries"),
+    (querying, "queries"),
     (sizes, "students"),
 ]
 

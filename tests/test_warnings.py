@@ -64,7 +64,7 @@ def test_where_nothing_is_suspicious_nothing_is_said() -> None:
     assert explained(calm()) == []
 
 
-def test_a_defense_whose_best_attacker_looks_at_labels_only_gets_a_warning_but_not_the_reference() -> None:
+def test_a_defense_whose_strongest_attack_learns_from_labels_gets_a_warning_but_not_the_reference() -> None:
     labels = [c for d in ("none", "nasty") for c in over_seeds(d, "hard-label", [0.93] * 3, more=ROBUST)]
     assert warned(calm() + labels) == {"none": "", "nasty": "labels suffice"}
 
@@ -79,7 +79,7 @@ def test_a_defense_whose_best_attacker_looks_at_labels_only_gets_a_warning_but_n
         ([0.99], ""),  # one seed proves nothing
     ],
 )
-def test_a_best_attacker_who_surely_does_worse_than_with_labels_only_is_warned(
+def test_a_strongest_attack_that_is_surely_weaker_than_from_labels_gets_a_warning(
     labels: list[float], warning: str
 ) -> None:
     """Chosen on validation data, `kd` with 0.80, 0.81, 0.82 is the strongest attack, whatever labels baseline would give."""
@@ -88,7 +88,7 @@ def test_a_best_attacker_who_surely_does_worse_than_with_labels_only_is_warned(
     assert warned(calm(baseline=0.995) + cells) == {"none": "", "nasty": warning}
 
 
-def test_the_labels_warning_knows_the_method_and_not_the_label() -> None:
+def test_the_labels_warning_asks_the_record_and_not_the_name() -> None:
     for label, method, warning in (("cautious", "hard-label", "labels suffice"), ("hard-label", "kd", "")):
         attacker = AttackRecord(label, method, {}, "made up", labels_only=method == LABELS_ONLY)
         cells = [replace(cell, attack=attacker) for cell in over_seeds("nasty", label, [0.93] * 3, more=ROBUST)]
@@ -233,7 +233,7 @@ def test_warnings_are_in_every_format() -> None:
     assert {row["defense"]: row["warnings"] for row in content["tables"]["ranking"]}["nasty"] == words
 
 
-def test_the_winners_parameters_are_its_fields() -> None:
+def test_the_parameters_of_the_strongest_attack_are_its_fields() -> None:
     attacker = AttackRecord("kd", "kd", {"temperature": 4.0, "layers": [1, 2], "queries": "once"}, "made up")
     [row] = rows(leaderboard([replace(made_up("nasty", "kd", 0, 0.8), attack=attacker)]), "ranking")
     assert row["parameters"] == "temperature 4.0; layers [1, 2]; queries once"
