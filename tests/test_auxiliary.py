@@ -147,7 +147,7 @@ def test_a_defense_with_an_auxiliary_model_alone_is_bypassed_by_who_has_the_weig
 @pytest.fixture(scope="module")
 def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """The tiny suite with two defenses that have an auxiliary model; nobody changes this folder."""
-    folder, progress_display = tmp_path_factory.mktemp("equipped"), RecordedProgress()
+    folder, progress_display = tmp_path_factory.mktemp("auxiliary"), RecordedProgress()
     return FinishedRun(folder, run(tiny(WITH_AUXILIARY), folder, progress_display), progress_display)
 
 
@@ -173,14 +173,14 @@ def test_the_report_says_what_auxiliary_models_cost(played: FinishedRun, tmp_pat
     cost = write_report(tmp_path).read_text(encoding="utf-8").partition("## Cost")[2].splitlines()
     seconds = {one.defense.name: one.seconds for one in played.cells.values() if one.defense}
     trained = [line for line in cost if line.startswith((f"| {REDIRECTION} |", f"| {MISINFORMATION} |"))]
-    assert "| Defense | Mean seconds to harden | Mean seconds to equip its service |" in cost
-    lying, steering = seconds[MISINFORMATION], seconds[REDIRECTION]
+    assert "| Defense | Mean seconds to harden | Mean seconds of its auxiliary model |" in cost
+    misinformation, redirection = seconds[MISINFORMATION], seconds[REDIRECTION]
     assert trained == [
-        f"| {MISINFORMATION} | {lying['harden']:,.2f} | {lying['auxiliary']:,.2f} |",
-        f"| {REDIRECTION} | – | {steering['auxiliary']:,.2f} |",
+        f"| {MISINFORMATION} | {misinformation['harden']:,.2f} | {misinformation['auxiliary']:,.2f} |",
+        f"| {REDIRECTION} | – | {redirection['auxiliary']:,.2f} |",
     ]
-    total = lying["auxiliary"] + steering["auxiliary"]
-    assert f"| equip | 2 | {total:,.1f} | {total / 2:,.2f} |" in cost
+    total = misinformation["auxiliary"] + redirection["auxiliary"]
+    assert f"| auxiliary | 2 | {total:,.1f} | {total / 2:,.2f} |" in cost
 
 
 def test_a_second_run_makes_no_auxiliary_model_again(
