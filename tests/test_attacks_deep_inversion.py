@@ -64,11 +64,11 @@ def name(attack: Attack) -> str:
 # Formulas
 
 
-def test_the_competing_studentry_is_the_true_jensen_shannon_divergence() -> None:
+def test_the_competition_term_is_the_true_jensen_shannon_divergence() -> None:
     assert float(jensen_shannon(soften(T, 3.0), soften(S, 3.0))) == pytest.approx(0.025807955, abs=1e-8)
 
 
-def test_the_competing_studentry_is_not_the_reversed_divergence_of_the_official_code() -> None:
+def test_the_competition_term_is_not_the_reversed_divergence_of_the_official_code() -> None:
     p, q = soften(T, 3.0), soften(S, 3.0)
     middle = (p + q) / 2
     reverse = float(kl(middle, p.log()) + kl(middle, q.log())) / 2

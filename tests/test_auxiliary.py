@@ -1,4 +1,4 @@
-"""The auxiliary model that answering needs: made once for a victim, kept, and handed to whoever serves."""
+"""The auxiliary model that answering needs: made once for a victim, kept, and handed to every service."""
 
 import shutil
 from collections import Counter
@@ -68,7 +68,7 @@ def test_an_auxiliary_model_is_made_once_for_each_victim(plan: Callable[..., Pla
     assert (kinds["train"], kinds["harden"], kinds["auxiliary"]) == (2, 2, 4)
 
 
-def test_one_without_gets_none(plan: Callable[..., Plan]) -> None:
+def test_a_defense_without_an_auxiliary_model_has_no_such_stage(plan: Callable[..., Plan]) -> None:
     assert titles(plan(), "auxiliary") == []
     found = plan(WITH_AUXILIARY)
     for defense in ("none", "stingy"):
@@ -135,7 +135,9 @@ def test_its_key_says_what_it_was_made_by_and_no_more(plan: Callable[..., Plan],
     assert before["evaluate_victim"] != after["evaluate_victim"] or not anew
 
 
-def test_a_defense_with_an_auxiliary_model_alone_is_bypassed_by_who_has_the_weights(plan: Callable[..., Plan]) -> None:
+def test_a_defense_with_an_auxiliary_model_alone_is_bypassed_by_an_attacker_with_the_weights(
+    plan: Callable[..., Plan],
+) -> None:
     found = plan({**WITH_AUXILIARY, "scenario.access": "weights", "attacks": ["kd", "deep-inversion"]})
     bypassed = {(one.defense.name, one.attack.name) for one in found.cells if one.bypassed and one.defense}
     assert bypassed == {("stingy", "deep-inversion"), (REDIRECTION, "deep-inversion")}
@@ -145,33 +147,33 @@ def test_a_defense_with_an_auxiliary_model_alone_is_bypassed_by_who_has_the_weig
 
 
 @pytest.fixture(scope="module")
-def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """The tiny suite with two defenses that have an auxiliary model; nobody changes this folder."""
+def finished_run(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The tiny suite with two defenses that have an auxiliary model; no test changes this folder."""
     folder, progress_display = tmp_path_factory.mktemp("auxiliary"), RecordedProgress()
     return FinishedRun(folder, run(tiny(WITH_AUXILIARY), folder, progress_display), progress_display)
 
 
-def test_a_run_with_auxiliary_models_ends_well(played: FinishedRun) -> None:
-    assert played.progress_display.problems == {}
-    assert {one.status for one in played.cells.values()} == {Status.DONE}
-    assert sorted(label for label in played.progress_display.titles if label.startswith("auxiliary")) == [
+def test_a_run_with_auxiliary_models_ends_well(finished_run: FinishedRun) -> None:
+    assert finished_run.progress_display.problems == {}
+    assert {one.status for one in finished_run.cells.values()} == {Status.DONE}
+    assert sorted(title for title in finished_run.progress_display.titles if title.startswith("auxiliary")) == [
         f"auxiliary model of {MISINFORMATION}, seed 0",
         f"auxiliary model of {REDIRECTION}, seed 0",
     ]
 
 
-def test_the_record_of_a_cell_has_its_stage_and_what_that_cost(played: FinishedRun) -> None:
-    for name, one in played.cells.items():
+def test_the_record_of_a_cell_has_its_stage_and_what_that_cost(finished_run: FinishedRun) -> None:
+    for name, one in finished_run.cells.items():
         auxiliary_seconds = name.startswith((REDIRECTION, MISINFORMATION))
         assert ("auxiliary" in one.keys) == ("auxiliary" in one.seconds) == auxiliary_seconds, name
         if auxiliary_seconds:
-            assert one.seconds["auxiliary"] == round(played.store.manifest(one.keys["auxiliary"]).seconds, 3)
+            assert one.seconds["auxiliary"] == round(finished_run.store.manifest(one.keys["auxiliary"]).seconds, 3)
 
 
-def test_the_report_says_what_auxiliary_models_cost(played: FinishedRun, tmp_path: Path) -> None:
-    shutil.copy(played.folder / "out" / "cells.jsonl", tmp_path)
+def test_the_report_says_what_auxiliary_models_cost(finished_run: FinishedRun, tmp_path: Path) -> None:
+    shutil.copy(finished_run.folder / "out" / "cells.jsonl", tmp_path)
     cost = write_report(tmp_path).read_text(encoding="utf-8").partition("## Cost")[2].splitlines()
-    seconds = {one.defense.name: one.seconds for one in played.cells.values() if one.defense}
+    seconds = {one.defense.name: one.seconds for one in finished_run.cells.values() if one.defense}
     trained = [line for line in cost if line.startswith((f"| {REDIRECTION} |", f"| {MISINFORMATION} |"))]
     assert "| Defense | Mean seconds to harden | Mean seconds of its auxiliary model |" in cost
     misinformation, redirection = seconds[MISINFORMATION], seconds[REDIRECTION]
@@ -184,19 +186,21 @@ def test_the_report_says_what_auxiliary_models_cost(played: FinishedRun, tmp_pat
 
 
 def test_a_second_run_makes_no_auxiliary_model_again(
-    played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
+    finished_run: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     progress_display = RecordedProgress()
-    again = run(tiny({**WITH_AUXILIARY, "attacks": ["kd"]}), tmp_path, progress_display, store=played.folder / "store")
+    again = run(
+        tiny({**WITH_AUXILIARY, "attacks": ["kd"]}), tmp_path, progress_display, store=finished_run.folder / "store"
+    )
     assert progress_display.titles == []
-    assert numbers(again).items() <= numbers(played.cells).items()
+    assert numbers(again).items() <= numbers(finished_run.cells).items()
 
 
 def test_an_auxiliary_model_that_fails_costs_the_cells_that_need_it_and_they_say_why(
-    played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
+    finished_run: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     progress_display = RecordedProgress()
-    cells = run(tiny(WITH_AUXILIARY | DIVERGES), played.copy(tmp_path), progress_display)
+    cells = run(tiny(WITH_AUXILIARY | DIVERGES), finished_run.copy(tmp_path), progress_display)
     reason, whose = "training diverged: the loss was not finite in epoch 0", REDIRECTION
     assert progress_display.problems == {f"auxiliary model of {whose}, seed 0": reason}
     attackers = ("hard-label", "kd", "partial-kd")
@@ -209,7 +213,7 @@ def test_an_auxiliary_model_that_fails_costs_the_cells_that_need_it_and_they_say
         if name.startswith(whose):
             assert (one.status, one.reason, one.metrics) == (Status.FAILED, reason, {}), name
         else:
-            assert numbers({name: one}) == numbers({name: played.cells[name]})
+            assert numbers({name: one}) == numbers({name: finished_run.cells[name]})
 
 
 def test_under_low_precision_a_run_with_auxiliary_models_ends_well_too(
@@ -292,36 +296,36 @@ def unknown_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def rerun(played: FinishedRun, tmp_path: Path) -> Rerun:
-    return Rerun(played.store, tmp_path)
+def rerun(finished_run: FinishedRun, tmp_path: Path) -> Rerun:
+    return Rerun(finished_run.store, tmp_path)
 
 
 @pytest.fixture
-def stage(played: FinishedRun) -> Callable[[str], Stage]:
-    """A stage of the run above by its label."""
-    stages = {stage.title: stage for stage in played.progress_display.finished}
-    return lambda label: stages[f"{label}, seed 0"]
+def stage(finished_run: FinishedRun) -> Callable[[str], Stage]:
+    """A stage of the run above by its title, without its seed."""
+    stages = {stage.title: stage for stage in finished_run.progress_display.finished}
+    return lambda title: stages[f"{title}, seed 0"]
 
 
 @pytest.mark.parametrize("whose", [REDIRECTION, MISINFORMATION])
 def test_the_stage_run_here_leaves_the_bits_that_a_worker_left(
-    played: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], whose: str
+    finished_run: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], whose: str
 ) -> None:
-    equip = stage(f"auxiliary model of {whose}")
-    _, out = rerun.run(equip.spec)
+    made = stage(f"auxiliary model of {whose}")
+    _, out = rerun.run(made.spec)
     files = {path.name: file_digest(path) for path in out.iterdir()}
-    assert files == played.store.manifest(equip.key).files
+    assert files == finished_run.store.manifest(made.key).files
     assert WEIGHTS in files
 
 
 @pytest.mark.parametrize(("whose", "deployed"), [(REDIRECTION, "train the victim"), (MISINFORMATION, "harden by")])
 def test_an_auxiliary_model_is_made_from_the_deployed_model_and_the_owners_images(
-    played: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], whose: str, deployed: str
+    finished_run: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], whose: str, deployed: str
 ) -> None:
-    label = deployed if whose == REDIRECTION else f"{deployed} {whose}"
+    title = deployed if whose == REDIRECTION else f"{deployed} {whose}"
     rerun.run(hardened_by(stage(f"auxiliary model of {whose}").spec, "helped"))
     [(model, ctx)] = Helped.seen.makers
-    kept = load_tensors(played.store.path(stage(label).key) / WEIGHTS)
+    kept = load_tensors(finished_run.store.path(stage(title).key) / WEIGHTS)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
     assert torch.equal(ctx.data.x, blobs().train.x)
     assert ctx.auxiliary is None
@@ -351,16 +355,16 @@ def test_it_draws_other_numbers_and_starts_from_other_weights_than_hardening(
 @pytest.mark.parametrize(
     "title", [f"kd from {REDIRECTION}", f"evaluate kd on {REDIRECTION}", f"evaluate {REDIRECTION}"]
 )
-def test_who_serves_finds_the_kept_auxiliary_model_in_eval_mode_without_gradients(
-    played: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], title: str
+def test_a_service_gets_the_kept_auxiliary_model_in_eval_mode_without_gradients(
+    finished_run: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage], title: str
 ) -> None:
-    """The one of the stage, whoever asks; nobody makes it again."""
+    """The one that its stage left, for attack runs and evaluations alike; it is not made again."""
     rerun.run(behind(stage(title).spec, "helped"))
     [(model, ctx)] = Helped.seen.servers
     assert Helped.seen.makers == []
     assert ctx.auxiliary is not None
     assert ctx.auxiliary is not model
-    kept = load_tensors(played.store.path(stage(f"auxiliary model of {REDIRECTION}").key) / WEIGHTS)
+    kept = load_tensors(finished_run.store.path(stage(f"auxiliary model of {REDIRECTION}").key) / WEIGHTS)
     assert all(torch.equal(value, kept[name]) for name, value in ctx.auxiliary.state_dict().items())
     assert not any(module.training for module in ctx.auxiliary.modules())
     assert not any(weight.requires_grad for weight in ctx.auxiliary.parameters())
@@ -389,8 +393,8 @@ def test_what_is_no_auxiliary_model_is_refused(
     assert str(caught.value).startswith(said)
 
 
-def test_those_who_are_served_together_share_a_service_only_with_the_same_auxiliary_model(
-    played: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage]
+def test_fused_stages_share_a_service_only_with_the_same_auxiliary_model(
+    finished_run: FinishedRun, rerun: Rerun, stage: Callable[[str], Stage]
 ) -> None:
     workspace, data = rerun.workspace(FusedStages()), blobs().train
     other = stage(f"auxiliary model of {MISINFORMATION}").key

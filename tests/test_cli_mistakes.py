@@ -131,7 +131,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_exit_code_143(monkeypatch: pyt
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("the signal was ignored")
         finally:
-            undone.append(suite)  # as the driver closes its engine
+            undone.append(suite)  # as the scheduler closes its engine
 
     monkeypatch.setattr("kdbench.runs.command.run", terminated)
     monkeypatch.setattr(sys, "argv", ["kdbench", "run", "digits"])

@@ -1,4 +1,4 @@
-"""The same key is the same bits: serial, parallel, interrupted anywhere and resumed, by one driver or by two."""
+"""The same key is the same bits: serial, parallel, interrupted anywhere and resumed, by one scheduler or by two."""
 
 import os
 import random
@@ -147,7 +147,7 @@ def test_every_method_stopped_at_every_checkpoint_leaves_the_same_bits(tmp_path:
     suite = with_undefended(load(str(tmp_path / "methods.toml")))
     bench = Bench(Store(tmp_path / "store"), tmp_path)
     content = bench.publish(data_stage(suite.dataset)).content
-    played = 0
+    stages_run = 0
     for stage in make_plan(suite, Numerics(), content).stages.values():
         if stage.kind in ("data", "evaluate") or any(f" from {who}," in stage.title for who in ALIKE):
             continue
@@ -156,8 +156,8 @@ def test_every_method_stopped_at_every_checkpoint_leaves_the_same_bits(tmp_path:
         assert metrics == whole.metrics, stage.title
         assert files == whole.files, stage.title
         assert attempts > 3, stage.title  # three epochs, a checkpoint each
-        played += 1
-    assert played == 1 + 4 + 7 * 2 + 2 * 2
+        stages_run += 1
+    assert stages_run == 1 + 4 + 7 * 2 + 2 * 2
 
 
 # Runs of the command line
@@ -169,7 +169,7 @@ def _as_from_a_terminal() -> None:
 
 
 @dataclass
-class Driver:
+class SchedulerProcess:
     """`kdbench run` as a process of its own. It leads a session, by which all processes of the run are found."""
 
     folder: Path
@@ -201,7 +201,7 @@ class Driver:
         assert self.process
         return self.process.pid
 
-    def start(self) -> "Driver":
+    def start(self) -> "SchedulerProcess":
         self.folder.mkdir(exist_ok=True)
         (self.folder / "small.toml").write_text(self.suite)
         self.process = subprocess.Popen(
@@ -217,7 +217,7 @@ class Driver:
         return self
 
     def ended(self, code: int) -> str:
-        """Wait until the driver ends with `code` and nothing of it is left; what it wrote to standard error."""
+        """Wait until the scheduler ends with `code` and nothing of it is left; what it wrote to standard error."""
         assert self.process
         _, errors = self.process.communicate(timeout=300)
         assert self.process.returncode == code, errors
@@ -236,12 +236,12 @@ class Driver:
                 found[int(path.parent.name)] = int(parent)
         return found
 
-    def helpers(self) -> list[int]:
-        """The driver's children: the forkserver and Python's resource tracker."""
+    def children(self) -> list[int]:
+        """The scheduler's children: the forkserver and Python's resource tracker."""
         return [pid for pid, parent in self.alive().items() if parent == self.pid]
 
     def workers(self) -> list[int]:
-        """Those that play a stage: the driver's grandchildren."""
+        """Those that run a stage: the scheduler's grandchildren."""
         alive = self.alive()
         return [pid for pid, parent in alive.items() if alive.get(parent) == self.pid]
 
@@ -256,19 +256,19 @@ class Driver:
         return sorted({path.parent.name for path in work.glob("*/part-*.safetensors")} - published)
 
     def ctrl_c(self, *, group: bool) -> None:
-        """Interrupt the run as a terminal does, or the driver alone; it must say how to go on and leave nothing alive."""
+        """Interrupt the run as a terminal does, or the scheduler alone; it must say how to go on and leave nothing alive."""
         (os.killpg if group else os.kill)(self.pid, signal.SIGINT)
         said = self.ended(130)
         assert said.splitlines() == ["", f"Interrupted. What was finished is kept; to go on: {self.line}"]
         assert os.listdir(self.store.root / "failures") == []
 
     def end_in_the_midst(self, number: signal.Signals, stages: int) -> None:
-        """End the driver by a signal when so many stages are finished and another one is at work and has a checkpoint."""
+        """End the scheduler by a signal when so many stages are finished and another one is at work and has a checkpoint."""
         midst = False
         while not midst:
             until(lambda: self.over() or (len(self.store.finished()) >= stages and bool(self.workers())))
             assert not self.over(), self.ended(0)
-            frozen = [self.pid]  # the driver first, so that no worker is started while we look
+            frozen = [self.pid]  # the scheduler first, so that no worker is started while we look
             os.kill(self.pid, signal.SIGSTOP)
             frozen += [pid for pid in self.workers() if send(pid, signal.SIGSTOP)]
             midst = len(frozen) > 1 and bool(self.under_way())
@@ -279,7 +279,7 @@ class Driver:
         self.ended(-number)
 
     def outcome(self) -> int:
-        """The exit code of the driver: all is done, a stage died too often, or it was killed; and nothing of it is left."""
+        """The exit code of the scheduler: all is done, a stage died too often, or it was killed; and nothing of it is left."""
         assert self.process
         printed, errors = self.process.communicate(timeout=300)
         until(lambda: not self.alive(), 10)
@@ -328,8 +328,8 @@ class Traces:
     leaderboards: dict[str, bytes]
 
     @classmethod
-    def of(cls, driver: Driver) -> "Traces":
-        store, out = driver.store, driver.results
+    def of(cls, scheduler: SchedulerProcess) -> "Traces":
+        store, out = scheduler.store, scheduler.results
         keys = sorted(store.finished())
         files = {key: {p.name: file_digest(p) for p in store.path(key).iterdir() if p.name != MANIFEST} for key in keys}
         assert {key: store.manifest(key).files for key in keys} == files
@@ -365,30 +365,30 @@ def assert_tidy(store: Store) -> None:
 
 
 @pytest.fixture(scope="module")
-def drivers() -> Iterator[list[Driver]]:
-    """Drivers to be killed at the end, however the tests end."""
-    kept: list[Driver] = []
+def schedulers() -> Iterator[list[SchedulerProcess]]:
+    """Scheduler processes to be killed at the end, however the tests end."""
+    kept: list[SchedulerProcess] = []
     yield kept
-    for driver in kept:
-        for pid in driver.alive():
+    for scheduler in kept:
+        for pid in scheduler.alive():
             os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(drivers: list[Driver], tmp_path_factory: pytest.TempPathFactory) -> tuple[Traces, Traces]:
-    """The same matrix by one worker and by two, each in a store of its own, at the same time."""
+def undisturbed(schedulers: list[SchedulerProcess], tmp_path_factory: pytest.TempPathFactory) -> tuple[Traces, Traces]:
+    """The same suite by one worker and by two, each in a store of its own, at the same time."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    pair = [Driver(folder / f"jobs{jobs}", jobs, checkpoint_seconds=30).start() for jobs in (1, 2)]
-    drivers += pair
-    for driver in pair:
-        driver.ended(0)
-        assert_tidy(driver.store)
-    serial, parallel = (Traces.of(driver) for driver in pair)
+    pair = [SchedulerProcess(folder / f"jobs{jobs}", jobs, checkpoint_seconds=30).start() for jobs in (1, 2)]
+    schedulers += pair
+    for scheduler in pair:
+        scheduler.ended(0)
+        assert_tidy(scheduler.store)
+    serial, parallel = (Traces.of(scheduler) for scheduler in pair)
     return serial, parallel
 
 
 @linux
-def test_a_matrix_is_the_same_in_series_and_in_parallel(undisturbed: tuple[Traces, Traces]) -> None:
+def test_a_suite_gives_the_same_in_series_and_in_parallel(undisturbed: tuple[Traces, Traces]) -> None:
     serial, parallel = undisturbed
     assert_same(serial, parallel)
     assert len(serial.weights) == 1 + 1 + 3 + 1
@@ -398,109 +398,115 @@ def test_a_matrix_is_the_same_in_series_and_in_parallel(undisturbed: tuple[Trace
 
 @linux
 def test_a_run_that_is_interrupted_again_and_again_ends_as_if_nothing_had_been(
-    undisturbed: tuple[Traces, Traces], drivers: list[Driver], tmp_path: Path
+    undisturbed: tuple[Traces, Traces], schedulers: list[SchedulerProcess], tmp_path: Path
 ) -> None:
-    """Two workers die, then the driver in the midst of a stage; the next one gets Ctrl-C; the third is left alone."""
-    driver = Driver(tmp_path)
-    drivers.append(driver)
+    """Two workers die, then the scheduler in the midst of a stage; the next one gets Ctrl-C; the third is left alone."""
+    scheduler = SchedulerProcess(tmp_path)
+    schedulers.append(scheduler)
 
-    driver.start()
-    driver.strike(signal.SIGKILL)
-    driver.strike(signal.SIGTERM)
-    driver.end_in_the_midst(signal.SIGKILL, stages=1)
-    finished = driver.tokens()
+    scheduler.start()
+    scheduler.strike(signal.SIGKILL)
+    scheduler.strike(signal.SIGTERM)
+    scheduler.end_in_the_midst(signal.SIGKILL, stages=1)
+    finished = scheduler.tokens()
 
-    driver.start()
-    until(lambda: driver.over() or (len(driver.tokens()) > 2 and bool(driver.workers())))
-    driver.ctrl_c(group=True)
-    finished |= driver.tokens()
+    scheduler.start()
+    until(lambda: scheduler.over() or (len(scheduler.tokens()) > 2 and bool(scheduler.workers())))
+    scheduler.ctrl_c(group=True)
+    finished |= scheduler.tokens()
     assert 2 < len(finished) < 14
 
-    driver.start().ended(0)
-    assert_same(Traces.of(driver), undisturbed[0])
-    assert_tidy(driver.store)
-    assert driver.tokens().items() >= finished.items()  # nothing was done twice
+    scheduler.start().ended(0)
+    assert_same(Traces.of(scheduler), undisturbed[0])
+    assert_tidy(scheduler.store)
+    assert scheduler.tokens().items() >= finished.items()  # nothing was done twice
 
 
 @linux
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_workers_die_with_their_driver(drivers: list[Driver], tmp_path: Path, number: signal.Signals) -> None:
+def test_workers_die_with_their_scheduler(
+    schedulers: list[SchedulerProcess], tmp_path: Path, number: signal.Signals
+) -> None:
     """At once: left alone, these would train for hours."""
-    driver = Driver(tmp_path, suite=HOURS)
-    drivers.append(driver)
-    driver.start()
-    until(lambda: driver.over() or len(driver.under_way()) == 2)
-    assert len(driver.workers()) == 2
-    os.kill(driver.pid, number)
-    until(lambda: driver.over() and not driver.alive(), 10)
-    assert len(driver.under_way()) == 2
+    scheduler = SchedulerProcess(tmp_path, suite=HOURS)
+    schedulers.append(scheduler)
+    scheduler.start()
+    until(lambda: scheduler.over() or len(scheduler.under_way()) == 2)
+    assert len(scheduler.workers()) == 2
+    os.kill(scheduler.pid, number)
+    until(lambda: scheduler.over() and not scheduler.alive(), 10)
+    assert len(scheduler.under_way()) == 2
 
 
 @linux
 @pytest.mark.parametrize("group", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_ctrl_c_lets_workers_stop_at_a_checkpoint(drivers: list[Driver], tmp_path: Path, group: bool) -> None:
-    """Whether all processes of the run get it, as from a terminal, or the driver alone."""
-    driver = Driver(tmp_path, checkpoint_seconds=3600, suite=HOURS)  # it is the stop that makes the checkpoint
-    drivers.append(driver)
-    driver.start()
-    progress = driver.folder / "store" / "work"
-    until(lambda: driver.over() or len(list(progress.glob("*/progress.json"))) == 2)
-    assert driver.under_way() == []
-    driver.ctrl_c(group=group)
-    assert len(driver.under_way()) == 2
-    for name in ("claims", "tmp"):
-        assert os.listdir(driver.store.root / name) == [], name
-
-
-@linux
-@pytest.mark.slow
-def test_two_drivers_on_one_store_share_the_work_and_agree(
-    undisturbed: tuple[Traces, Traces], drivers: list[Driver], tmp_path: Path
+def test_ctrl_c_lets_workers_stop_at_a_checkpoint(
+    schedulers: list[SchedulerProcess], tmp_path: Path, group: bool
 ) -> None:
-    pair = [Driver(tmp_path, jobs=1, out=out).start() for out in ("one", "two")]
-    drivers += pair
-    for driver in pair:
-        driver.ended(0)
-    for driver in pair:
-        assert_same(Traces.of(driver), undisturbed[0])
-    assert_tidy(driver.store)
+    """Whether all processes of the run get it, as from a terminal, or the scheduler alone."""
+    scheduler = SchedulerProcess(
+        tmp_path, checkpoint_seconds=3600, suite=HOURS
+    )  # it is the stop that makes the checkpoint
+    schedulers.append(scheduler)
+    scheduler.start()
+    progress = scheduler.folder / "store" / "work"
+    until(lambda: scheduler.over() or len(list(progress.glob("*/progress.json"))) == 2)
+    assert scheduler.under_way() == []
+    scheduler.ctrl_c(group=group)
+    assert len(scheduler.under_way()) == 2
+    for name in ("claims", "tmp"):
+        assert os.listdir(scheduler.store.root / name) == [], name
 
 
 @linux
 @pytest.mark.slow
-def test_chaos_changes_nothing(drivers: list[Driver], tmp_path: Path) -> None:
-    """Random processes of a run are killed at random moments; the driver is started again; then it is left alone."""
+def test_two_schedulers_on_one_store_share_the_stages_and_their_results(
+    undisturbed: tuple[Traces, Traces], schedulers: list[SchedulerProcess], tmp_path: Path
+) -> None:
+    pair = [SchedulerProcess(tmp_path, jobs=1, out=out).start() for out in ("one", "two")]
+    schedulers += pair
+    for scheduler in pair:
+        scheduler.ended(0)
+    for scheduler in pair:
+        assert_same(Traces.of(scheduler), undisturbed[0])
+    assert_tidy(scheduler.store)
+
+
+@linux
+@pytest.mark.slow
+def test_chaos_changes_nothing(schedulers: list[SchedulerProcess], tmp_path: Path) -> None:
+    """Random processes of a run are killed at random moments; the scheduler is started again; then it is left alone."""
     suite = (
         SUITE.replace("seeds = 1", "seeds = 2")
         .replace("epochs = 12", "epochs = 60")
         .replace("epochs = 5", "epochs = 30")
     )
-    quiet = Driver(tmp_path / "quiet", checkpoint_seconds=30, suite=suite)
-    drivers.append(quiet)
+    quiet = SchedulerProcess(tmp_path / "quiet", checkpoint_seconds=30, suite=suite)
+    schedulers.append(quiet)
     quiet.start().ended(0)
     seed = int(os.environ.get("KDBENCH_CHAOS_SEED") or secrets.randbelow(10**6))
     print(f"KDBENCH_CHAOS_SEED={seed}")
     chance = random.Random(seed)
-    driver = Driver(tmp_path / "chaos", suite=suite)
-    drivers.append(driver)
+    scheduler = SchedulerProcess(tmp_path / "chaos", suite=suite)
+    schedulers.append(scheduler)
     finished: dict[str, str] = {}
     struck = 0
-    driver.start()
+    scheduler.start()
     while struck < STRIKES:
         time.sleep(chance.uniform(0.1, 0.9))
-        if driver.over():
-            if driver.outcome() == 0:
+        if scheduler.over():
+            if scheduler.outcome() == 0:
                 break
-            driver.start()
-        if victims := chance.choices((driver.workers(), driver.helpers(), [driver.pid]), (70, 15, 15))[0]:
+            scheduler.start()
+        if victims := chance.choices((scheduler.workers(), scheduler.children(), [scheduler.pid]), (70, 15, 15))[0]:
             struck += send(chance.choice(sorted(victims)), chance.choice(DEADLY))
-        assert driver.tokens().items() >= finished.items()
-        finished = driver.tokens()
-    while driver.outcome() != 0:
-        driver.start()
+        assert scheduler.tokens().items() >= finished.items()
+        finished = scheduler.tokens()
+    while scheduler.outcome() != 0:
+        scheduler.start()
     print(f"{struck} processes were killed")
     assert struck
-    assert_same(Traces.of(driver), Traces.of(quiet))
-    assert driver.tokens().items() >= finished.items()
+    assert_same(Traces.of(scheduler), Traces.of(quiet))
+    assert scheduler.tokens().items() >= finished.items()
     for name in ("claims", "failures"):
-        assert os.listdir(driver.store.root / name) == [], name
+        assert os.listdir(scheduler.store.root / name) == [], name

@@ -35,8 +35,8 @@ def copy_of_the_package(folder: Path) -> Path:
 def files() -> list[str]:
     """All files of code, relative to the installed package."""
     own = [path.relative_to(ROOT / "kdbench") for path in (ROOT / "kdbench").rglob("*.py")]
-    wings = [path.relative_to(ROOT) for room in ("defenses", "attacks") for path in (ROOT / room).rglob("*.py")]
-    return sorted(path.as_posix() for path in (*own, *wings))
+    methods = [path.relative_to(ROOT) for room in ("defenses", "attacks") for path in (ROOT / room).rglob("*.py")]
+    return sorted(path.as_posix() for path in (*own, *methods))
 
 
 def digests(root: Path) -> Digests:

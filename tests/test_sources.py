@@ -97,7 +97,7 @@ def test_a_method_without_a_source_file_is_refused() -> None:
 
 
 def test_partial_kd_changes_with_kd_but_kd_not_with_partial_kd(package: Callable[..., Any]) -> None:
-    """The built-in wings are packages like any: one method may build on another."""
+    """The packages of built-in methods are like any other: one method may build on another."""
     folder = Path(importlib.import_module("kdbench.attacks").__file__ or "").parent
     built_in = {name: (folder / name).read_text() for name in ("kd.py", "partial_kd.py")}
 

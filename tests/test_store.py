@@ -245,7 +245,7 @@ def test_a_failed_stage_is_not_published(store: Store) -> None:
 def test_a_failure_that_is_cleared_while_it_is_read_is_no_failure(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another driver tries the stage again between our listing and our reading."""
+    """Another scheduler tries the stage again between our listing and our reading."""
     store.fail(KEY, Failure("r"))
     listing = os.listdir
 

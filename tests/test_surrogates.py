@@ -1,4 +1,4 @@
-"""Public data sets: who may draw on which, in what shape they come, and what of them a result depends on."""
+"""Surrogate data: which attack gets which, in what shape, and what of it a result depends on."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -276,19 +276,19 @@ def test_an_attacker_with_surrogate_data_alone_has_no_baseline_of_its_own(with_s
 
 
 @pytest.fixture(scope="module")
-def played(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """One cell of an attack that uses photographs; nobody changes this folder."""
+def finished_run(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """One cell of an attack that uses photographs; no test changes this folder."""
     folder, progress_display = tmp_path_factory.mktemp("with_surrogates"), RecordedProgress()
     return FinishedRun(folder, run(tiny(WITH_SURROGATES), folder, progress_display), progress_display)
 
 
-def test_an_attack_with_surrogate_data_ends_well(played: FinishedRun) -> None:
-    assert played.progress_display.problems == {}
-    [(name, found)] = played.cells.items()
+def test_an_attack_with_surrogate_data_ends_well(finished_run: FinishedRun) -> None:
+    assert finished_run.progress_display.problems == {}
+    [(name, found)] = finished_run.cells.items()
     assert name == "none--knockoff--mini-8--seed0"
     assert (found.status, found.metrics["queries"], found.numbers["steal.asked"]) == (Status.DONE, 64, 64)
     assert found.attack.fields["surrogate"] == "photos"
-    assert sorted(played.progress_display.titles) == sorted(
+    assert sorted(finished_run.progress_display.titles) == sorted(
         [
             "knockoff from none, seed 0",
             "read blobs",
@@ -301,23 +301,23 @@ def test_an_attack_with_surrogate_data_ends_well(played: FinishedRun) -> None:
 
 
 def test_surrogate_data_that_was_read_is_not_read_again(
-    played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
+    finished_run: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     progress_display = RecordedProgress()
-    again = run(tiny({**WITH_SURROGATES, "attack.knockoff.queries": 32}), played.copy(tmp_path), progress_display)
+    again = run(tiny({**WITH_SURROGATES, "attack.knockoff.queries": 32}), finished_run.copy(tmp_path), progress_display)
     assert sorted(progress_display.titles) == ["evaluate knockoff on none, seed 0", "knockoff from none, seed 0"]
     assert [one.metrics["queries"] for one in again.values()] == [32]
     progress_display = RecordedProgress()
     forced = run(tiny(WITH_SURROGATES), tmp_path / "forced", progress_display, store=tmp_path / "store", force=True)
-    assert not [label for label in progress_display.titles if label.startswith("read")]
-    assert numbers(forced) == numbers(played.cells)
+    assert not [title for title in progress_display.titles if title.startswith("read")]
+    assert numbers(forced) == numbers(finished_run.cells)
 
 
 def test_surrogate_data_whose_files_are_missing_is_said_before_any_training(
-    played: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
+    finished_run: FinishedRun, tiny: Callable[..., Suite], tmp_path: Path
 ) -> None:
     progress_display = RecordedProgress()
-    folder = played.copy(tmp_path)
+    folder = finished_run.copy(tmp_path)
     with pytest.raises(KdbenchError, match="cifar-10"):
         run(
             tiny({**WITH_SURROGATES, "attack.knockoff.surrogate": "cifar10"}),
@@ -326,7 +326,7 @@ def test_surrogate_data_whose_files_are_missing_is_said_before_any_training(
             data_dir=tmp_path / "empty",
         )
     assert progress_display.titles == ["read cifar10"]
-    assert Store(folder / "store").finished() == played.store.finished()
+    assert Store(folder / "store").finished() == finished_run.store.finished()
 
 
 # What an attack is given
@@ -341,7 +341,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Looking(Attack):
-    """Looks at what it is given, and steals nothing."""
+    """Keeps what it is given and trains nothing."""
 
     needs: ClassVar[Access] = Access.LABEL
     found: ClassVar[Found] = Found()
@@ -352,35 +352,35 @@ class Looking(Attack):
 
 
 @pytest.fixture
-def given_to(played: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
+def given_to(finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
     """What an attack gets whose run is like the one above, but for some parts of its specification."""
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda kind, name: Looking if name == "looking" else load(kind, name))
-    [attack_run] = [stage for stage in played.progress_display.finished if stage.kind == "steal"]
+    [attack_run] = [stage for stage in finished_run.progress_display.finished if stage.kind == "steal"]
 
-    rerun = Rerun(played.store, tmp_path)
+    rerun = Rerun(finished_run.store, tmp_path)
 
-    def play(**changes: Any) -> Context:
+    def rerun_with(**changes: Any) -> Context:
         Looking.found.contexts.clear()
         spec = with_attack(attack_run.spec, "looking")
         rerun.run(replace(spec, attack=replace(spec.attack, **changes)))
         [context] = Looking.found.contexts
         return context
 
-    return play
+    return rerun_with
 
 
-def surrogate_tensors(played: FinishedRun) -> Mapping[str, Tensor]:
+def surrogate_tensors(finished_run: FinishedRun) -> Mapping[str, Tensor]:
     """The tensors of the surrogate data as they lie in the store."""
-    [photos] = [stage.key for stage in played.progress_display.finished if stage.title == "read photos"]
-    return load_tensors(played.store.path(photos) / TENSORS)
+    [photos] = [stage.key for stage in finished_run.progress_display.finished if stage.title == "read photos"]
+    return load_tensors(finished_run.store.path(photos) / TENSORS)
 
 
 def test_an_attacker_gets_the_training_images_of_its_surrogate_data_in_the_shape_of_the_victims(
-    played: FinishedRun, given_to: Callable[..., Context]
+    finished_run: FinishedRun, given_to: Callable[..., Context]
 ) -> None:
-    """Without labels, whatever it owns of the victim's images; 3x32x32 pieces of photographs are 1x8x8 to it."""
-    kept = surrogate_tensors(played)["train.x"]
+    """Without labels, whatever it has of the victim's images; 3x32x32 pieces of photographs are 1x8x8 to it."""
+    kept = surrogate_tensors(finished_run)["train.x"]
     assert (kept.dtype, kept.shape) == (torch.uint8, (PHOTOS, 3, 32, 32))
     x = given_to().surrogate("photos")
     assert x.shape == (PHOTOS, *blobs().train.shape)

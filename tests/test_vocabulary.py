@@ -87,7 +87,10 @@ WORDS = (
     Word("family|families", "parametrised entry", NAMES),
     Word("replay(s|ed)?|play(s|ed|ing|ers?)?", "run, method"),
     Word(
-        "games?", "scenario, suite", PROSE, but=r"kdbench.game|game[./]|['\"]game['\"]|generator-student game|game \+"
+        "games?",
+        "scenario, suite",
+        PROSE,
+        but=r"kdbench.game|game[./]\w*|['\"]game['\"]|generator-student game|game \+",
     ),
     Word("players?", "method, side"),
     Word("benchmark files?", "suite file"),

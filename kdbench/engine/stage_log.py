@@ -1,4 +1,4 @@
-"""A stage's log on disk: numbers and pictures for its record, progress for the driver, checkpoints for a resumed run."""
+"""A stage's log on disk: numbers and pictures for its record, progress for the scheduler, checkpoints for a resumed run."""
 
 import os
 import re
@@ -64,7 +64,7 @@ class StageLog(Log):
         save_tensors(tensors, self.out / f"{file}.safetensors")
 
     def progress(self, share: float, text: str) -> None:
-        """Tell the driver, at most twice a second. Raises `Stopped` when the stage was asked to stop."""
+        """Tell the scheduler, at most twice a second. Raises `Stopped` when the stage was asked to stop."""
         now = time.monotonic()
         if now - self._told > PROGRESS_SECONDS:
             self._told = now

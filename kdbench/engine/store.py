@@ -128,7 +128,7 @@ class Store:
         path = self._failure_path(key)
         try:
             return Failure(**read_json(path)) if path.name in os.listdir(path.parent) else None
-        except FileNotFoundError:  # another driver cleared it meanwhile
+        except FileNotFoundError:  # another scheduler cleared it meanwhile
             return None
 
     def _failure_path(self, key: str) -> Path:
@@ -141,7 +141,7 @@ class Store:
     def discard(self, key: str) -> None:
         """Take a finished stage away (`--force`): renamed first, so that no one sees half of it."""
         discarded = self.root / "tmp" / f"{_flat(key)}.{secrets.token_hex(4)}.discarded"
-        with suppress(FileNotFoundError):  # there is none, or another driver was first
+        with suppress(FileNotFoundError):  # there is none, or another scheduler was first
             self.path(key).rename(discarded)
         shutil.rmtree(discarded, ignore_errors=True)
 
