@@ -1,9 +1,10 @@
-"""The words of the field: none of the project's former private words is left in names or prose.
+"""The words of the field: no former private word is left in names or prose; and no docstring has a sentence too long.
 
 Each word stands here with what to write instead. Words that also have a plain meaning are looked for only where that
 meaning is impossible, or not where a pattern of exceptions says.
 """
 
+import ast
 import io
 import re
 import subprocess
@@ -180,3 +181,36 @@ def test_a_private_word_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_vocabulary.pieces", lambda: found)
     hits = {word.pattern: places(word) for word in WORDS}
     assert {pattern for pattern, where in hits.items() if where} == {"thief|thieves|thefts?", "best responses?"}
+
+
+# Sentences
+
+LONGEST = 40
+DOCUMENTED = ("kdbench/*.py", "defenses/*.py", "attacks/*.py")
+
+
+def docstrings(text: str) -> Iterator[str]:
+    """Of a module, its classes and functions; also the strings that stand behind fields."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.value.value
+
+
+def long_sentences(text: str) -> list[str]:
+    """Sentences of more words than allowed; an empty line and an item of a list end a sentence too."""
+    paragraphs = [part for words in docstrings(text) for part in re.split(r"\n\s*\n|\n\s*[-*] ", words)]
+    sentences = [one for part in paragraphs for one in re.split(r"(?<=[.!?])[)\"'`]*\s+", part)]
+    return [one for one in sentences if len(re.findall(r"\S*\w\S*", one)) > LONGEST]
+
+
+def test_no_docstring_of_the_package_has_a_sentence_of_more_than_40_words() -> None:
+    names = subprocess.run(["git", "ls-files", "--", *DOCUMENTED], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [name for name in names.stdout.splitlines() if (ROOT / name).is_file()]
+    assert len(files) > 100
+    found = {name: long_sentences((ROOT / name).read_text(encoding="utf-8")) for name in files}
+    assert {name: sentences for name, sentences in found.items() if sentences} == {}
+
+
+def test_a_sentence_of_41_words_would_be_found() -> None:
+    assert long_sentences(f'"""{"word " * 40}end. {"word " * 39}end."""') == ["word " * 40 + "end."]
+    assert long_sentences(f'class A:\n    """{"word " * 30}\n\n    {"word " * 30}"""') == []

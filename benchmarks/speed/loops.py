@@ -1,8 +1,8 @@
 """What kdbench is timed against: a bare loop over the same modules, and the usual research loop, restated faithfully.
 
-The research loop is that of the Nasty Teacher's repository and of many like it: PIL images through a DataLoader with random
-crops, flips and normalisation, channels first, fp32, the teacher's forward pass in eval mode without gradient, loss and
-accuracy read back every step. Nothing in it is slowed down.
+The research loop is that of the Nasty Teacher's repository and of many like it. PIL images go through a DataLoader with random
+crops, flips and normalisation, channels first, in fp32. The teacher's forward pass is in eval mode without gradient, and loss and
+accuracy are read back every step. Nothing in it is slowed down.
 """
 
 from collections.abc import Callable, Sequence
