@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from auxiliary_runs import WITH_AUXILIARY
+from surrogate_runs import WITH_SURROGATES
 
 from kdbench.engine.numerics import Numerics
 from kdbench.engine.plan import Plan
@@ -15,6 +17,7 @@ from kdbench.suites.suite import Suite
 from runs import TINY, FinishedRun, RecordedProgress, run
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("scheduler_processes")  # its assertions show what differs, as those of tests do
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +51,17 @@ def plan(tiny: Callable[..., Suite]) -> Callable[..., Plan]:
 def golden(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     folder, progress_display = tmp_path_factory.mktemp("golden"), RecordedProgress()
     return FinishedRun(folder, run(tiny(), folder, progress_display), progress_display)
+
+
+@pytest.fixture(scope="session")
+def auxiliary_run(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The tiny suite with two defenses that have an auxiliary model; no test changes this folder."""
+    folder, progress_display = tmp_path_factory.mktemp("auxiliary"), RecordedProgress()
+    return FinishedRun(folder, run(tiny(WITH_AUXILIARY), folder, progress_display), progress_display)
+
+
+@pytest.fixture(scope="session")
+def surrogate_run(tiny: Callable[..., Suite], tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """One cell of an attack that uses photographs; no test changes this folder."""
+    folder, progress_display = tmp_path_factory.mktemp("with_surrogates"), RecordedProgress()
+    return FinishedRun(folder, run(tiny(WITH_SURROGATES), folder, progress_display), progress_display)

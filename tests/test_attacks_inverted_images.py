@@ -4,28 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inversions import ADAPTIVE, EPOCHS, SMALL, attacker, name, oracle_on
 from torch import nn
 
-from helpers import S, T, accuracy, blobs, context, taught, undefended
+from helpers import S, T, accuracy, blobs, context, taught
 from kdbench.api import (
     Access,
-    Attack,
-    Context,
-    Oracle,
     Refused,
-    Scenario,
     Split,
     soften,
 )
 from kdbench.attacks.deep_inversion import DeepInversion
-
-EPOCHS, IMAGES = 2, 96
-
-
-SMALL = DeepInversion(images=60, batch=24, iterations=8, lr=0.2, jitter=1, queries="once")
-
-
-ADAPTIVE = replace(SMALL, competition=10.0, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +25,6 @@ def data() -> Split:
 @pytest.fixture(scope="module")
 def victim(data: Split) -> nn.Module:
     return taught(data, epochs=12, seed=1, model="mini-16")
-
-
-def oracle_on(model: nn.Module, access: Access = Access.WEIGHTS, budget: int | None = None) -> Oracle:
-    return Oracle(undefended(model), Scenario(access=access, budget=budget), model)
-
-
-def attacker(attack: Attack, data: Split, seed: int = 0) -> Context:
-    """The attacker's side, with the part of `data` that `attack` uses."""
-    return context(attack.data_subset().of(data), EPOCHS, seed)
-
-
-def name(attack: Attack) -> str:
-    kind = "Adaptive" if getattr(attack, "competition", 0) else ""
-    return f"{kind}{type(attack).__name__}-{getattr(attack, 'queries', '')}"
-
-
-# Formulas
 
 
 def test_the_student_of_an_inversion_learns_by_the_kl_alone() -> None:

@@ -186,7 +186,7 @@ def test_different_answers_for_a_label_lie_further_apart_than_epsilon() -> None:
     assert 5 < len(different) < 100
 
 
-def test_a_attacker_sees_few_answers(victim: nn.Module, data: Split) -> None:
+def test_an_attacker_sees_few_answers(victim: nn.Module, data: Split) -> None:
     service = ModelGuardS().serve(victim, context(data))
     assert len(service(data.x).unique(dim=0)) <= 9
     assert ModelGuardS.stateful

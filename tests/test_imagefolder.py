@@ -1,10 +1,7 @@
 """Folders of images as data sets."""
 
-import hashlib
 import json
-import pickle
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,21 +19,13 @@ from kdbench.game.fields import build, plain
 from kdbench.records import Status
 from kdbench.suites.suite import Suite
 from kdbench.zoo.imagefolder import ImageFolder
-from kdbench.zoo.photos import Photos
 from runs import ONE_CELL, run
 
 Bytes = NDArray[numpy.uint8]
 
 
-TRAIN, TEST = 60, 20  # images of the fakes
-
-
 def images(*shape: int, seed: int = 0) -> Bytes:
     return numpy.random.default_rng(seed).integers(0, 256, shape, dtype=numpy.uint8)
-
-
-def labels(count: int, classes: int = 10, seed: int = 0) -> NDArray[numpy.int64]:
-    return numpy.random.default_rng(seed).permutation(numpy.arange(count) % classes)
 
 
 def splits(found: Images) -> list[Split]:
@@ -47,53 +36,6 @@ def refusal(dataset: Dataset, folder: Path) -> str:
     with pytest.raises(KdbenchError) as caught:
         dataset.load(folder)
     return str(caught.value)
-
-
-def idx(array: NDArray[Any]) -> bytes:
-    """`array` of bytes in the format of MNIST's files."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(numpy.uint8).tobytes()
-
-
-def idx_files(x: Bytes, y: NDArray[Any], part: str) -> dict[str, bytes]:
-    return {f"{part}-images-idx3-ubyte": idx(x), f"{part}-labels-idx1-ubyte": idx(y)}
-
-
-def mnist(folder: Path, name: str = "MNIST") -> tuple[Bytes, NDArray[Any], Bytes, NDArray[Any]]:
-    """Write both parts; training images and labels, and those of the test."""
-    data = images(TRAIN, 28, 28), labels(TRAIN), images(TEST, 28, 28, seed=1), labels(TEST, seed=1)
-    raw = folder / name / "raw"
-    raw.mkdir(parents=True)
-    for file, content in (idx_files(*data[:2], "train") | idx_files(*data[2:], "t10k")).items():
-        (raw / file).write_bytes(content)
-    return data[0][:, None], data[1], data[2][:, None], data[3]
-
-
-def pickled(file: Path, content: dict[str, Any]) -> list[str]:
-    """Write `content`; its name and checksum, as torchvision lists them."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(pickle.dumps(content))
-    return [file.name, hashlib.md5(file.read_bytes()).hexdigest()]
-
-
-Data = tuple[Bytes, NDArray[Any], Bytes, NDArray[Any]]
-
-
-def cifar(folder: Path, cls: Any, count: tuple[int, int], classes: int, patch: pytest.MonkeyPatch) -> Data:
-    """Write the batches of a data set of torchvision and let it know their checksums."""
-    key, names = ("fine_labels", "fine_label_names") if classes == 100 else ("labels", "label_names")
-    base = folder / cls.base_folder
-    train, test = ((images(n, 3, 32, 32, seed=n), labels(n, classes, seed=n)) for n in count)
-    batches = numpy.array_split(numpy.arange(count[0]), len(cls.train_list))
-    listed = [
-        pickled(base / name, {"data": train[0][part].reshape(len(part), -1), key: train[1][part].tolist()})
-        for part, (name, _) in zip(batches, cls.train_list, strict=True)
-    ]
-    last = pickled(base / cls.test_list[0][0], {"data": test[0].reshape(len(test[0]), -1), key: test[1].tolist()})
-    meta = pickled(base / cls.meta["filename"], {names: [str(label) for label in range(classes)]})
-    patch.setattr(cls, "train_list", listed)
-    patch.setattr(cls, "test_list", [last])
-    patch.setattr(cls, "meta", {"filename": meta[0], "key": names, "md5": meta[1]})
-    return *train, *test
 
 
 def pairs(x: Any, y: Any) -> set[tuple[bytes, int]]:
@@ -334,8 +276,3 @@ def test_a_suite_runs_on_ones_own_images_and_anew_when_one_of_them_changes(
     [changed] = run(suite, tmp_path).values()
     assert changed.status == Status.DONE
     assert changed.dataset_digest != cell.dataset_digest
-
-
-@pytest.fixture(scope="module")
-def photos() -> Images:
-    return Photos(images=400).load(Path())

@@ -15,7 +15,7 @@ from helpers import context
 from kdbench import registry
 from kdbench.api import KdbenchError, Split
 from kdbench.board.plots import networks
-from kdbench.board.plots.networks import ComparedVictims, FeatureMaps, ImageGrids, PredictionBars
+from kdbench.board.plots.networks import FeatureMaps, ImageGrids, PredictionBars
 from kdbench.cli import main
 from kdbench.defenses.stingy import Stingy
 from kdbench.engine.models import Standardise
@@ -29,6 +29,8 @@ from kdbench.suites.suite import Suite
 from runs import FinishedRun, Json, RecordedProgress, run
 
 INVERTED = 20
+
+
 SHOWN: Json = {
     "precision": "fp32",
     "attacks": ["kd", "deep-inversion"],
@@ -38,7 +40,6 @@ SHOWN: Json = {
     "attack.deep-inversion.batch": INVERTED,
     "attack.deep-inversion.iterations": 3,
 }
-PAIR = ComparedVictims("nasty", "blobs")
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +171,6 @@ def test_features_are_mapped_where_a_defense_has_a_network_of_its_own(
     assert not np.allclose(maps.normal, maps.defended)
 
 
-def test_at_most_a_thousand_images_are_mapped_and_of_all_classes() -> None:
-    """Of a test set that is sorted by class too."""
-    chosen = network_figures._choice(10_000)
-    assert len(chosen) == len(chosen.unique()) == 1000
-    assert len((chosen // 1000).unique()) == 10
-    assert network_figures._choice(7).tolist() == list(range(7))
-
-
 def test_inverted_images_stand_in_the_row_of_their_class(inverted_run: FinishedRun, opened_run: OpenedRun) -> None:
     found = shown(opened_run, "inverted")
     assert list(found) == ["inverted-nasty"]
@@ -196,40 +189,6 @@ def test_inverted_images_stand_in_the_row_of_their_class(inverted_run: FinishedR
             column, row = round((left + right) / 2), round((bottom + top) / 2)
             assert np.array_equal(drawn.get_array(), images[row + 3 * column])
         assert len(ax.images) == 3 * 6
-
-
-def test_with_few_images_of_a_class_a_row_holds_several_classes() -> None:
-    rows = networks._rows(np.arange(20) % 100)
-    assert [row.tolist() for row in rows] == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
-    assert [networks._span(row) for row in rows] == ["0–7", "8–15", "16–19"]
-
-
-def test_a_row_is_no_longer_than_eight_images_and_all_are_alike() -> None:
-    assert [row.tolist() for row in networks._rows(np.arange(5) % 2)] == [[0, 2], [1, 3]]
-    assert [len(row) for row in networks._rows(np.arange(64) % 3)] == [8, 8, 8]
-
-
-@pytest.mark.parametrize("classes", [2, 10, 11, 100, 200, 1000])
-def test_classes_are_ticked_so_that_their_numbers_do_not_touch(classes: int) -> None:
-    ticks = networks._ticks(classes)
-    assert ticks[0] == 0
-    assert ticks == [*range(classes)] if classes <= 10 else 3 <= len(ticks) <= 5
-
-
-@pytest.mark.parametrize("classes", [3, 100])
-def test_colour_images_of_many_classes_are_drawn_too(classes: int, tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    images, labels = generator.random((4, 32, 32, 3)), np.arange(4) % classes
-    said = generator.random((1, 4, classes))
-    figure = networks.answers(PredictionBars(PAIR, images, labels, (1.0,), said, said, ""))
-    figure.savefig(tmp_path / "answers.png")
-    assert len(figure.axes) == 4 * 3
-    labels = np.arange(300) % classes
-    places = generator.random((300, 2))
-    figure = networks.features(FeatureMaps(PAIR, labels, places, places, ""))
-    figure.savefig(tmp_path / "features.png")
-    assert len(figure.axes[0].collections) == classes
-    assert bool(figure.legends) == (classes == 3)
 
 
 # The command

@@ -37,7 +37,7 @@ def beside(cells: Iterable[Cell]) -> dict[tuple[Any, ...], dict[str, Value]]:
     return by_name
 
 
-def test_a_attack_run_a_victim_and_a_baseline_stand_beside_reported_numbers() -> None:
+def test_an_attack_run_a_victim_and_a_baseline_stand_beside_reported_numbers() -> None:
     found = beside(reported())
     assert set(found) == {
         ("nasty", "kd", "table 1"),
