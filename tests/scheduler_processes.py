@@ -140,7 +140,7 @@ class SchedulerProcess:
         """Unfinished stages that have a checkpoint."""
         published = {key.replace("/", "-") for key in self.store.finished()}
         work = self.store.root / "work"
-        return sorted({path.parent.name for path in work.glob("*/part-*.safetensors")} - published)
+        return sorted({path.parent.name for path in work.glob("*/[!.]*.safetensors")} - published)
 
     def ctrl_c(self, *, group: bool) -> None:
         """Interrupt the run as a terminal does, or the scheduler alone; it must say how to go on and leave nothing alive."""

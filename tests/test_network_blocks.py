@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from published_networks import CIFAR, FACTORIES, MNIST, images, network, networks, plan
+from paper_networks import CIFAR, FACTORIES, MNIST, images, network, networks, plan
 from torch import nn
 
 from kdbench.api import seeded

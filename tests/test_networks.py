@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from published_networks import COUNTS, FACTORIES, MNIST, TINY, networks, plan
+from paper_networks import COUNTS, FACTORIES, MNIST, TINY, networks, plan
 from torch import nn
 
 from kdbench.api import KdbenchError

@@ -1,4 +1,4 @@
-"""The networks of the papers with their published numbers of parameters, and how tests make them."""
+"""The networks of the papers with the parameter counts of their code, and how tests make them."""
 
 import pytest
 import torch
