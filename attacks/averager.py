@@ -41,7 +41,7 @@ class Averager(Attack):
 
         def loss(z: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
             log_p, y = target
-            mean = self.averaged(log_p, classes_of(log_p, y))
+            mean = self.averaged(log_p, labels_or_top(log_p, y))
             return kd(z, mean, y if labelled else None, self.temperature, self.alpha)
 
         fit(student, loss, ctx.data.x, (answers, ctx.data.y), ctx)
@@ -63,6 +63,6 @@ def mean_of_class(values: Tensor, y: Tensor) -> Tensor:
     return (member.T @ values / member.sum(dim=0).clamp_min(1)[:, None])[y]
 
 
-def classes_of(log_p: Tensor, y: Tensor) -> Tensor:
+def labels_or_top(log_p: Tensor, y: Tensor) -> Tensor:
     """Labels `y` (N,), and where they are unknown the top class of the answers `log_p` (N,K)."""
     return torch.where(y == UNKNOWN, log_p.argmax(dim=1), y)

@@ -36,7 +36,7 @@ from kdbench.api import (
     with_auxiliary,
 )
 
-from .averager import classes_of
+from .averager import labels_or_top
 from .kd import kd_loss
 
 ADAM = {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0.0, "schedule": "cosine", "crop": 0, "flip": False}
@@ -93,7 +93,7 @@ class Denoise(Attack):
         y, answers = ctx.data.y, None
         if self.queries == "once" or not ctx.data.labelled:
             answers = oracle(ctx.data.x)
-            y = classes_of(answers, y)
+            y = labels_or_top(answers, y)
         examples = self._examples(self._shadows(y, ctx), ctx)
         denoise = self._denoiser(examples.truncated(oracle.scenario), ctx)
         told = denoise(answers) if answers is not None and self.queries == "once" else lambda x: denoise(oracle(x))

@@ -26,7 +26,7 @@ from kdbench.api import (
     soften,
 )
 
-from .averager import classes_of
+from .averager import labels_or_top
 from .kd import distil
 
 
@@ -86,7 +86,7 @@ class SCM(Attack):
         before, y = target
         log_q = before.log_softmax(dim=1).clamp_min(math.log(self.floor))
         contradiction = self.tau**2 * kl(soften(z, self.tau), (log_q / self.tau).log_softmax(dim=1))
-        return F.cross_entropy(z, classes_of(before, y)) - self.omega * contradiction
+        return F.cross_entropy(z, labels_or_top(before, y)) - self.omega * contradiction
 
     def ensemble(self, asks: Sequence[QueryFunction]) -> QueryFunction:
         """All of `asks` as one: its answers (N,K), softened at T, are the mean of theirs."""

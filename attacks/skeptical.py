@@ -29,7 +29,7 @@ from kdbench.api import (
     soften,
 )
 
-from .averager import classes_of
+from .averager import labels_or_top
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Skeptical(Attack):
         """The loss; it is h_0's cross-entropy alone until so many `images` have been seen."""
 
         def loss(h: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-            log_p, y = target[0], classes_of(*target)
+            log_p, y = target[0], labels_or_top(*target)
             early = int(skeptic.seen) < images
             skeptic.seen += len(y)
             # The heads get a gradient of 0, not None: fused optimisers accept no weights that join later.
@@ -135,14 +135,14 @@ class Skeptic(nn.Module):
 
 
 @dataclass(frozen=True)
-class Stage:
+class Block:
     """The layer that ends a stage of a network, by name, and how many maps it gives."""
 
     name: str
     channels: int
 
 
-def stages(network: nn.Module, x: Tensor) -> list[Stage]:
+def stages(network: nn.Module, x: Tensor) -> list[Block]:
     """The stages of `network`, in which its maps keep their size, in order; x: any images (N,C,H,W).
 
     They are searched among the children of one module, the one with the most sizes; of equals the outermost. A layer
@@ -154,7 +154,7 @@ def stages(network: nn.Module, x: Tensor) -> list[Stage]:
     trunk = max(trunks, key=lambda calls: len({size[2:] for _, size in calls}), default=[])
     runs = [list(run) for _, run in groupby(trunk, key=lambda call: call[1][2:])]
     learnt = [run for run in runs if any(list(network.get_submodule(name).parameters()) for name, _ in run)]
-    return [Stage(name, size[1]) for name, size in (run[-1] for run in learnt)]
+    return [Block(name, size[1]) for name, size in (run[-1] for run in learnt)]
 
 
 def _maps_of(network: nn.Module, x: Tensor) -> list[tuple[str, torch.Size]]:

@@ -22,7 +22,7 @@ from kdbench.api import (
     kl,
     soften,
 )
-from kdbench.attacks.averager import Averager, classes_of, mean_of_class
+from kdbench.attacks.averager import Averager, labels_or_top, mean_of_class
 from kdbench.attacks.htc import HTC
 from kdbench.attacks.kd import KD
 from kdbench.attacks.scm import SCM
@@ -129,7 +129,7 @@ def test_a_contradiction_is_bounded_by_the_floor() -> None:
 def test_where_no_label_is_known_a_predecessors_top_answer_is_it() -> None:
     assert torch.equal(SCM().contrast(S, (T, torch.tensor([UNKNOWN]))), SCM().contrast(S, (T, Y)))  # T's top is 0
     y = torch.tensor([2, UNKNOWN])
-    assert classes_of(torch.cat([T, S]), y).tolist() == [2, 1]
+    assert labels_or_top(torch.cat([T, S]), y).tolist() == [2, 1]
 
 
 def test_the_ensemble_answers_the_mean_of_softened_probabilities() -> None:

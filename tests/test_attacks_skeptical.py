@@ -21,7 +21,7 @@ from kdbench.api import (
     predict_logits,
     soften,
 )
-from kdbench.attacks.skeptical import Skeptic, Skeptical, Stage, classifier, stages
+from kdbench.attacks.skeptical import Block, Skeptic, Skeptical, classifier, stages
 from kdbench.game.methods import EngineHooks
 from kdbench.training.fit import inference
 from kdbench.training.fused import FusedTraining
@@ -124,7 +124,7 @@ def test_stages_are_where_maps_keep_their_size(model: str, channels: list[int]) 
 
 def test_a_stage_ends_with_its_last_layer_on_the_trunk_and_not_in_a_branch() -> None:
     found = stages(registry.load("model", "resnet-18")((3, 32, 32), 10), torch.zeros(2, 3, 32, 32))
-    assert found[1] == Stage("features.4", 128)
+    assert found[1] == Block("features.4", 128)
     tiny = stages(registry.load("model", "resnet-18")((1, 8, 8), 10), torch.zeros(2, 1, 8, 8))
     assert [stage.channels for stage in tiny] == [64, 128, 256, 512]  # though the last maps are single pixels
 

@@ -116,7 +116,7 @@ def test_classifiers_start_as_published(name: str, std: float) -> None:
 
 def test_a_preactivation_shortcut_sees_what_entered_and_a_wide_one_what_was_activated() -> None:
     x = images(2, 8, 6, 6)
-    for make in (preresnet.basic, preresnet.bottleneck, wrn.Wide):
+    for make in (preresnet.preactivated_basic, preresnet.preactivated_bottleneck, wrn.Wide):
         with seeded(0), torch.no_grad():
             block = make(8, 16, 2).eval()
             *_, last = (layer for layer in block.get_submodule("branch") if isinstance(layer, nn.Conv2d))
@@ -130,13 +130,13 @@ def test_a_residual_block_activates_the_sum_and_the_other_blocks_do_not() -> Non
     with seeded(0):
         for block in (residual.basic, residual.bottleneck):
             assert block(8, 8, 1)(x).min() == 0
-        for block in (preresnet.basic, preresnet.bottleneck, wrn.Wide, Inverted):
+        for block in (preresnet.preactivated_basic, preresnet.preactivated_bottleneck, wrn.Wide, Inverted):
             assert block(8, 8, 1)(x).min() < 0
 
 
 def test_a_block_whose_branch_is_silent_passes_on_what_entered() -> None:
     x = images(2, 8, 6, 6)
-    for make in (residual.basic, residual.bottleneck, preresnet.basic, preresnet.bottleneck, wrn.Wide, Inverted):
+    for make in (residual.basic, residual.bottleneck, preresnet.preactivated_basic, preresnet.preactivated_bottleneck, wrn.Wide, Inverted):
         block = make(8, 8, 1)
         for parameter in block.get_submodule("branch").parameters():
             nn.init.zeros_(parameter)

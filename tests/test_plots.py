@@ -9,7 +9,7 @@ from made_up_cells import ended, made_up, matrix, write_cells
 
 from kdbench.board import report
 from kdbench.board.plots import drawing
-from kdbench.board.plots.trade_off import spread
+from kdbench.board.plots.trade_off import spread_apart
 from kdbench.board.studies import Studies
 from kdbench.records import Status
 
@@ -61,9 +61,9 @@ def test_plots_of_the_poorest_folders(tmp_path: Path) -> None:
 
 
 def test_labels_beside_a_plot_keep_their_distance_and_their_order() -> None:
-    assert spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
-    assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
-    crowded = spread([0.0, 0.0, 0.01, 0.97, 1.0], 0.1)
+    assert spread_apart([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread_apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    crowded = spread_apart([0.0, 0.0, 0.01, 0.97, 1.0], 0.1)
     assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(crowded))
     assert min(crowded) >= 0
     assert max(crowded) <= 1 + 1e-9

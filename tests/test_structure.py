@@ -246,3 +246,14 @@ def test_stages_read_typed_specifications_not_string_keys() -> None:
         if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str)
     ]
     assert not reads
+
+
+def test_no_class_has_the_name_of_another() -> None:
+    """A name that stands for two things makes a reader look twice."""
+    found: dict[str, list[str]] = {}
+    for module in modules():
+        for node in parsed(module).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    twice = {name: places for name, places in found.items() if len(places) > 1}
+    assert not twice, twice

@@ -13,7 +13,7 @@ HEAD = ("kind", "stage", "seconds", "images/s", "of bare loop", "overhead")
 
 
 @dataclass(frozen=True)
-class Line:
+class TimingRow:
     """A stage, or several: the seconds of the stage itself, and what the scheduler waited beyond (None: finished before).
 
     images went through trainings in `training_seconds`. Where a bare loop over the same modules was measured, those
@@ -30,7 +30,7 @@ class Line:
     bare_seconds: float | None = None
 
     @classmethod
-    def of(cls, stage: Stage, manifest: Manifest, waited: float | None) -> "Line":
+    def of(cls, stage: Stage, manifest: Manifest, waited: float | None) -> "TimingRow":
         """The line of a finished stage, as its manifest says; waited: by the scheduler, if it ran now."""
         done = manifest.throughput
         overhead = None if waited is None else waited - manifest.seconds
@@ -38,7 +38,7 @@ class Line:
         return cls(stage.kind, stage.title, manifest.seconds, overhead, done.images, done.seconds, *compared)
 
     @classmethod
-    def total(cls, lines: Sequence["Line"], kind: str, name: str) -> "Line":
+    def total(cls, lines: Sequence["TimingRow"], kind: str, name: str) -> "TimingRow":
         """Several lines in one."""
         overheads = [line.overhead for line in lines if line.overhead is not None]
         bare = [line.bare_seconds for line in lines if line.bare_seconds is not None]
@@ -72,7 +72,7 @@ def timing_table(stages: Iterable[Stage], store: Store, outcome: Outcome, wall: 
     specification, publishing, noticing the end. Stages that were finished before show what was recorded then.
     """
     lines = [
-        Line.of(stage, store.manifest(stage.key), outcome.seconds.get(stage.key))
+        TimingRow.of(stage, store.manifest(stage.key), outcome.seconds.get(stage.key))
         for stage in stages
         if stage.key not in outcome.problems
     ]
@@ -81,11 +81,11 @@ def timing_table(stages: Iterable[Stage], store: Store, outcome: Outcome, wall: 
     return "\n".join([*(_row(row, widths) for row in rows), _summary(lines, wall)])
 
 
-def _totals(lines: Sequence[Line]) -> Iterator[Line]:
+def _totals(lines: Sequence[TimingRow]) -> Iterator[TimingRow]:
     for kind in KINDS:
         of_kind = [line for line in lines if line.kind == kind]
         if of_kind:
-            yield Line.total(of_kind, kind, f"all {len(of_kind)}")
+            yield TimingRow.total(of_kind, kind, f"all {len(of_kind)}")
 
 
 def _row(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -94,7 +94,7 @@ def _row(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([*words, *numbers])
 
 
-def _summary(lines: Sequence[Line], wall: float) -> str:
+def _summary(lines: Sequence[TimingRow], wall: float) -> str:
     """How long the run took, and how the seconds of its stages are split over the kinds."""
     now = [line for line in lines if line.overhead is not None]
     total = sum(line.seconds for line in now)

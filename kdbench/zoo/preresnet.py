@@ -11,27 +11,27 @@ from .layers import Block, Shape, averaging, convolution, he_normal, stage
 
 def preresnet_20(shape: Shape, classes: int) -> nn.Module:
     """PreResNet-20: three stages of 3 basic blocks."""
-    return _preresnet(shape, classes, basic, 3, expansion=1)
+    return _preresnet(shape, classes, preactivated_basic, 3, expansion=1)
 
 
 def preresnet_32(shape: Shape, classes: int) -> nn.Module:
     """PreResNet-32: three stages of 5 basic blocks."""
-    return _preresnet(shape, classes, basic, 5, expansion=1)
+    return _preresnet(shape, classes, preactivated_basic, 5, expansion=1)
 
 
 def preresnet_44(shape: Shape, classes: int) -> nn.Module:
     """The official code's PreResNet-44: three stages of 7 bottleneck blocks, in truth 65 layers."""
-    return _preresnet(shape, classes, bottleneck, 7, expansion=4)
+    return _preresnet(shape, classes, preactivated_bottleneck, 7, expansion=4)
 
 
 def preresnet_56(shape: Shape, classes: int) -> nn.Module:
     """The official code's PreResNet-56: three stages of 9 bottleneck blocks, in truth 83 layers."""
-    return _preresnet(shape, classes, bottleneck, 9, expansion=4)
+    return _preresnet(shape, classes, preactivated_bottleneck, 9, expansion=4)
 
 
 def preresnet_110(shape: Shape, classes: int) -> nn.Module:
     """The official code's PreResNet-110: three stages of 18 bottleneck blocks, in truth 164 layers."""
-    return _preresnet(shape, classes, bottleneck, 18, expansion=4)
+    return _preresnet(shape, classes, preactivated_bottleneck, 18, expansion=4)
 
 
 def _preresnet(shape: Shape, classes: int, block: Block, blocks: int, expansion: int) -> nn.Module:
@@ -59,13 +59,13 @@ class PreActivation(nn.Module):
         return maps
 
 
-def basic(inputs: int, outputs: int, stride: int) -> nn.Module:
+def preactivated_basic(inputs: int, outputs: int, stride: int) -> nn.Module:
     """Two 3x3 convolutions, each activated before."""
     branch = nn.Sequential(*_activated(inputs, outputs, 3, stride), *_activated(outputs, outputs, 3))
     return PreActivation(branch, _shortcut(inputs, outputs, stride))
 
 
-def bottleneck(inputs: int, outputs: int, stride: int) -> nn.Module:
+def preactivated_bottleneck(inputs: int, outputs: int, stride: int) -> nn.Module:
     """1x1 down to a quarter of the channels, 3x3 there, 1x1 up again, each activated before."""
     inner = outputs // 4
     branch = nn.Sequential(

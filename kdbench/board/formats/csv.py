@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Never
 
 from kdbench.board.document import MAIN, Board, Column, Kind, Value
-from kdbench.board.formats.plain import Plain, parts, plain
+from kdbench.board.formats.plain import Plain, estimate_parts, plain_value
 from kdbench.board.intervals import Estimate
 
 
@@ -35,9 +35,9 @@ def _headings(column: Column[Never]) -> tuple[str, ...]:
 def _cells(column: Column[Never], value: Value) -> Iterator[Plain]:
     """As many as the column has headings; what was not measured leaves them empty."""
     if isinstance(value, Estimate):
-        yield from parts(value).values()
+        yield from estimate_parts(value).values()
     else:
-        found = plain(value)
+        found = plain_value(value)
         assert not isinstance(found, dict)
         yield found
         yield from [None] * (len(_headings(column)) - 1)

@@ -10,7 +10,7 @@ import json as writing
 from dataclasses import asdict
 
 from kdbench.board.document import Board, Table
-from kdbench.board.formats.plain import Parts, Plain, plain
+from kdbench.board.formats.plain import Parts, Plain, plain_value
 
 SCHEMA = 2
 
@@ -32,4 +32,4 @@ def json(board: Board) -> str:
 
 def _rows(table: Table) -> list[Row]:
     names = [column.name for column in table.columns]
-    return [{name: plain(value) for name, value in zip(names, row, strict=True)} for row in table.rows]
+    return [{name: plain_value(value) for name, value in zip(names, row, strict=True)} for row in table.rows]

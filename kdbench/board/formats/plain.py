@@ -10,12 +10,12 @@ Parts = dict[str, Plain]
 """The parts of an estimate: mean, half_width (of the 95 % interval; None with one seed) and n."""
 
 
-def plain(value: Value) -> Plain | Parts:
+def plain_value(value: Value) -> Plain | Parts:
     """A value as JSON has it. Fractions are rounded to 6 digits."""
-    return parts(value) if isinstance(value, Estimate) else _rounded(value)
+    return estimate_parts(value) if isinstance(value, Estimate) else _rounded(value)
 
 
-def parts(value: Estimate) -> Parts:
+def estimate_parts(value: Estimate) -> Parts:
     """The parts of an estimate, in their order."""
     return {"mean": _rounded(value.mean), "half_width": _rounded(value.half_width), "n": value.n}
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.board.comparisons import Point, pareto_front
 from kdbench.board.intervals import Estimate
-from kdbench.board.plots.lines import Line, Panel, bars, chart, draw_panel, legend, styles_of
+from kdbench.board.plots.lines import Line, Panel, bands_note, chart, draw_panel, legend, styles_of
 from kdbench.board.plots.style import EMPTY, MUTED, about, head
 from kdbench.board.plots.sweep_curves import WIDE, score_under_strongest
 from kdbench.board.study import NO_QUERY, Study
@@ -61,7 +61,7 @@ def student_sizes(studies: Sequence[Study]) -> "Figure":
     lines.append(Line(f"{NO_QUERY}, all data", [_baseline(study) for study in ordered], dashed=True))
     figure = chart(max(WIDE[0], 1.6 * len(ordered)), WIDE[1], lines)
     everyone = Study(f"of {len(ordered)} sizes", first.scenario, first.cells)
-    note = "  ·  ".join(filter(None, ["strongest attack", bars(first)]))
+    note = "  ·  ".join(filter(None, ["strongest attack", bands_note(first)]))
     head(figure, "Students smaller and larger", about(everyone), note)
     ax = figure.add_subplot()
     draw_panel(ax, Panel("Student accuracy (%)", lines), styles_of(line.name for line in lines[:-1]))

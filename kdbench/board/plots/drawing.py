@@ -80,7 +80,7 @@ PLOTS: Sequence[Plots] = (
     _each("trade-off", "What protection costs", protection.has_protection, trade_off.trade_off),
     _each("queries", "Student accuracy against queries", curves.has_query_counts, curves.query_efficiency),
     _each("adversarial-accuracy", "Adversarial accuracy", robustness.has_robustness, robustness.adversarial_accuracy),
-    _each("transfer", "Transfer from student to victim", heatmaps.has_transfer, heatmaps.transfer),
+    _each("transfer", "Transfer from student to victim", heatmaps.has_transfer, heatmaps.transfer_map),
     _sweeps,
     _sizes,
 )

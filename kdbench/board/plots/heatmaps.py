@@ -38,7 +38,7 @@ def student_accuracy(study: Study) -> "Figure":
     return figure
 
 
-def transfer(study: Study) -> "Figure":
+def transfer_map(study: Study) -> "Figure":
     """How often adversarial examples made on the student fool the victim."""
     attacks = [attack.name for attack in study.attacks]
     chart = _Map(study, order(study), attacks, "transfer", "adversarial examples that fool the victim (%)", {})

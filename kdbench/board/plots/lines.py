@@ -46,7 +46,7 @@ def chart(width: float, height: float, lines: Iterable[Line]) -> "Figure":
     return figure_for(width, max(height, 1.1 * LINE * len(names) - HEAD), names, tilted=False)
 
 
-def bars(study: Study) -> str:
+def bands_note(study: Study) -> str:
     """What bars and bands are; with one seed there are none."""
     return "bars and bands: 95 % intervals" if len(study.seeds) > 1 else ""
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.board.intervals import Estimate
 from kdbench.board.plots.heatmaps import Cells, Colors, heat, why_empty
-from kdbench.board.plots.style import INK, MUTED, about, bars, figure_for, head, rows_on_axes, tolerance
+from kdbench.board.plots.style import INK, MUTED, about, bars_note, figure_for, head, rows_on_axes, tolerance
 from kdbench.board.study import DefenseRow, RankStatus, Study
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def protection(study: Study) -> "Figure":
     figure = figure_for(4.2 + 0.85 * len(attacks), 0.52 * len(rows), [row.defense.name for row in rows] + attacks)
     grid = figure.add_gridspec(1, 2, width_ratios=[3, 0.85 * len(attacks) + 0.6])
     left, right = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-    head(figure, "Protection: what the attacker loses", about(study), f"{bars(study)}hollow: {tolerance(study)}")
+    head(figure, "Protection: what the attacker loses", about(study), f"{bars_note(study)}hollow: {tolerance(study)}")
     _under_strongest(left, rows)
     _by_attack(right, study, rows, attacks)
     return figure

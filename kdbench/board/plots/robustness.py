@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdbench.board.intervals import Estimate
-from kdbench.board.plots.style import EMPTY, about, bars, figure_for, head, order, rows_on_axes
+from kdbench.board.plots.style import EMPTY, about, bars_note, figure_for, head, order, rows_on_axes
 from kdbench.board.study import Study
 from kdbench.board.tables.robustness import STUDENT, VICTIM, robust_metrics
 
@@ -24,7 +24,7 @@ def adversarial_accuracy(study: Study) -> "Figure":
     titles = robust_metrics(study.cells, VICTIM)
     figure = figure_for(8.2, 0.22 * (len(titles) + 1) * len(defenses), defenses, tilted=False)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    head(figure, "Adversarial accuracy", about(study), f"{bars(study)}white box")
+    head(figure, "Adversarial accuracy", about(study), f"{bars_note(study)}white box")
     _dots(left, defenses, {t: [_of_victim(study, d, name) for d in defenses] for name, t in titles.items()})
     _dots(right, defenses, {t: [_of_student(study, d, name) for d in defenses] for name, t in titles.items()})
     left.set_title("victims as hardened")

@@ -65,7 +65,7 @@ def about(study: Study) -> str:
     return f"{said}, n = {seeds} seed{'s' * (seeds > 1)}"
 
 
-def bars(study: Study) -> str:
+def bars_note(study: Study) -> str:
     """What the bars are; with one seed there are none."""
     return "bars: 95 % intervals  ·  " if len(study.seeds) > 1 else ""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.board.intervals import Estimate
 from kdbench.board.pairing import Pairing
-from kdbench.board.plots.lines import Line, Panel, bars, chart, constant, draw_panel, legend, styles_of
+from kdbench.board.plots.lines import Line, Panel, bands_note, chart, constant, draw_panel, legend, styles_of
 from kdbench.board.plots.style import LETTER, about, head
 from kdbench.board.study import NO_QUERY, UNDEFENDED, Study
 from kdbench.board.sweeps import Swept, Value
@@ -45,7 +45,7 @@ def along(study: Study, swept: Swept, panels: Sequence[Panel]) -> "Figure":
     lines = [line for panel in panels for line in panel.lines]
     styles = styles_of(line.name for line in lines if not line.dashed)
     figure = chart(*((PANEL[0] * columns, PANEL[1] * rows) if columns > 1 else WIDE), lines)
-    head(figure, f"{swept.method}: {' and '.join(fields)}", about(study), bars(study))
+    head(figure, f"{swept.method}: {' and '.join(fields)}", about(study), bands_note(study))
     axes = figure.subplots(rows, columns, squeeze=False, sharey=swept.role == "attack").flatten()
     ticks = [f"{value:g}" if isinstance(value, float) else value for value in swept.values]
     for ax, panel in zip(axes, panels, strict=False):

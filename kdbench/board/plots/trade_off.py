@@ -5,7 +5,19 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from kdbench.board.comparisons import Point, pareto_front
-from kdbench.board.plots.style import ACCENT, EMPTY, HEAD, INK, LINE, MUTED, about, bars, figure_for, head, tolerance
+from kdbench.board.plots.style import (
+    ACCENT,
+    EMPTY,
+    HEAD,
+    INK,
+    LINE,
+    MUTED,
+    about,
+    bars_note,
+    figure_for,
+    head,
+    tolerance,
+)
 from kdbench.board.study import DefenseRow, RankStatus, Study
 
 if TYPE_CHECKING:
@@ -19,7 +31,7 @@ def trade_off(study: Study) -> "Figure":
     names = [row.defense.name for row in rows]
     figure = figure_for(6.4, max(3.6, 0.24 * len(rows) + 0.8), names, tilted=False)
     ax = figure.add_subplot()
-    note = f"{bars(study)}line: Pareto front  ·  hollow: {tolerance(study)}"
+    note = f"{bars_note(study)}line: Pareto front  ·  hollow: {tolerance(study)}"
     head(figure, "What protection costs", about(study), note)
     for row in rows:
         _point(ax, row)
@@ -59,14 +71,14 @@ def _names_on_the_right(ax: "Axes", gap: float, points: Sequence[tuple[str, Poin
     """Names beside the axes, `gap` of its height apart, each tied to its point."""
     low, high = ax.get_ylim()
     ordered = sorted(points, key=lambda item: item[1][1])
-    places = spread([(point[1] - low) / (high - low) for _, point in ordered], gap)
+    places = spread_apart([(point[1] - low) / (high - low) for _, point in ordered], gap)
     line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "linestyle": ":", "shrinkB": 5}
     for (name, point), place in zip(ordered, places, strict=True):
         where = (1.05, place)
         ax.annotate(name, point, where, textcoords="axes fraction", va="center", arrowprops=line, annotation_clip=False)
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
+def spread_apart(places: Sequence[float], gap: float) -> list[float]:
     """Ascending places in [0,1], moved as little as possible until neighbours are `gap` apart."""
     blocks: list[list[float]] = []  # of neighbours that touch; each block lies where its members would be on average
     for index, place in enumerate(places):

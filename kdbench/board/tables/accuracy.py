@@ -9,7 +9,7 @@ from kdbench.board.study import NO_QUERY, AttackRow, DefenseRow, RankStatus, Stu
 from kdbench.board.tables import columns
 from kdbench.board.tables.cross import BEST, NOT_ABOVE, cross
 from kdbench.board.tables.missing import missing
-from kdbench.board.tables.parameters import parameters
+from kdbench.board.tables.parameters import attack_parameters
 from kdbench.board.tables.reported import NOTE as REPORTED_NOTE
 from kdbench.board.tables.reported import reported
 from kdbench.board.warnings import explanations, warnings
@@ -85,7 +85,7 @@ _RANKING: Sequence[Column[DefenseRow]] = (
         "Its parameters",
         Kind.TEXT,
         "what the strongest attack was run with, or chose by seed",
-        lambda row: parameters(row.strongest) if row.strongest else None,
+        lambda row: attack_parameters(row.strongest) if row.strongest else None,
         drop_order=6,
     ),
     columns.student_acc(_strongest),

@@ -9,7 +9,7 @@ from kdbench.board.pairing import Pairing
 CHOSEN = "steal.chosen_"  # what an attack reports of its own choices
 
 
-def parameters(pairing: Pairing) -> str:
+def attack_parameters(pairing: Pairing) -> str:
     """The fields of an attack; in the place of a list that it chose from, what it chose with each seed."""
     choices: dict[str, list[str]] = defaultdict(list)
     for cell in pairing.cells:
