@@ -237,4 +237,4 @@ def test_a_name_that_does_not_exist_is_told_with_the_nearest_and_all_that_do() -
 
 def test_a_name_that_is_like_none_gets_no_guess() -> None:
     assert str(unknown("defense", "xyz", ["nasty"], "here")) == "There is no defense 'xyz' in here. Known: nasty."
-    assert str(unknown("defense", "xyz", [])) == "There is no defense 'xyz'. Known: none."
+    assert str(unknown("defense", "xyz", [])) == "There is no defense 'xyz'. Known: nothing."
