@@ -136,7 +136,14 @@ def test_a_residual_block_activates_the_sum_and_the_other_blocks_do_not() -> Non
 
 def test_a_block_whose_branch_is_silent_passes_on_what_entered() -> None:
     x = images(2, 8, 6, 6)
-    for make in (residual.basic, residual.bottleneck, preresnet.preactivated_basic, preresnet.preactivated_bottleneck, wrn.Wide, Inverted):
+    for make in (
+        residual.basic,
+        residual.bottleneck,
+        preresnet.preactivated_basic,
+        preresnet.preactivated_bottleneck,
+        wrn.Wide,
+        Inverted,
+    ):
         block = make(8, 8, 1)
         for parameter in block.get_submodule("branch").parameters():
             nn.init.zeros_(parameter)
@@ -149,7 +156,7 @@ def test_a_shuffling_block_leaves_half_of_the_channels_as_they_are() -> None:
 
 
 def test_a_bottleneck_strides_in_its_3x3_convolution() -> None:
-    for block in (residual.bottleneck(8, 16, 2), preresnet.bottleneck(8, 16, 2)):
+    for block in (residual.bottleneck(8, 16, 2), preresnet.preactivated_bottleneck(8, 16, 2)):
         branch = block.get_submodule("branch")
         strides = [layer.stride for layer in branch.modules() if isinstance(layer, nn.Conv2d)]
         assert strides == [(1, 1), (2, 2), (1, 1)]
