@@ -90,7 +90,7 @@ def test_mad_moves_towards_the_extreme_point_that_turns_the_last_layers_gradient
     watched = Watched(context(Split(x, torch.zeros(12, dtype=torch.int64), classes)))
     service = MAD(epsilon=0.5, keep_argmax=keep_argmax).serve(Fixed(x, z), watched.ctx)
     (surrogate,) = watched.networks
-    surrogate.eval()
+    surrogate.eval().requires_grad_(True)  # the service has frozen it; the test differentiates it
     layer: Any = surrogate.get_submodule("classifier")
     for n, y_moved in enumerate(service(x).double().exp()):
         G, y = jacobian(-surrogate(x[n : n + 1]).log_softmax(dim=1), [layer.weight]), z[n].double().softmax(dim=0)
